@@ -1,0 +1,325 @@
+//! A worker: one thread, one event-manager loop, one queue pair.
+//!
+//! # Theory of operation
+//! Events only set flags: the tap has frames, the receiveq has buffers, the transmitq has chains. After each
+//! round of events a *turn* does one burst in either direction for which the flags allow it. While more can be done
+//! at once, the next round does not wait; so a flood in one direction never starves the other, nor the session's
+//! calls.
+//!
+//! The tap is watched edge-triggered: with no room in the receiveq a level-triggered watch would spin, and the
+//! flag remembers what the edge said. Kicks are level-triggered and cleared when taken.
+//!
+//! A session reaches its pair through [`Worker`], whose calls run in the loop between two turns. So a ring that was
+//! stopped is at rest when the call returns, without a lock anywhere.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::thread::JoinHandle;
+
+use event_manager::{
+    EventManager, EventOps, EventSet, Events, MutEventSubscriber, RemoteEndpoint, SubscriberId,
+    SubscriberOps,
+};
+use thiserror::Error;
+
+use super::counters::Counters;
+use super::queue_pair::{FrameFormat, QueuePair, RxEnd, TxEnd};
+use super::vring::{Notifier, Started, Vring};
+
+/// Which fd an event is of.
+const TAP: u32 = 0;
+const RX_KICK: u32 = 1;
+const TX_KICK: u32 = 2;
+
+/// Why a worker can't do what was asked of it.
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    /// Its loop refused, or is gone.
+    #[error("queue pair worker: {0}")]
+    Loop(#[from] event_manager::Error),
+    /// Its thread could not be started.
+    #[error("queue pair worker's thread")]
+    Spawn(#[source] io::Error),
+}
+
+/// One of the two queues of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The receiveq.
+    Rx,
+    /// The transmitq.
+    Tx,
+}
+
+/// A queue pair at work in its own thread; ends with this value.
+#[derive(Debug)]
+pub struct Worker {
+    endpoint: RemoteEndpoint<PairLoop>,
+    id: SubscriberId,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts a thread called `name` that works on `pair`.
+    ///
+    /// # Errors
+    /// Where the kernel has no thread or epoll instance to give.
+    pub fn spawn(name: String, pair: QueuePair) -> Result<Self, WorkerError> {
+        let mut manager = EventManager::new()?;
+        let id = manager.add_subscriber(PairLoop::new(pair));
+        let endpoint = manager.remote_endpoint();
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || {
+                if let Err(error) = run(manager, id) {
+                    tracing::error!("queue pair worker ends: {error}");
+                }
+            })
+            .map_err(WorkerError::Spawn)?;
+        Ok(Self {
+            endpoint,
+            id,
+            thread: Some(thread),
+        })
+    }
+
+    /// Starts a ring.
+    ///
+    /// # Errors
+    /// Where its kick can't be waited for; the ring is then stopped.
+    pub fn start(&self, side: Side, ring: Started) -> Result<(), WorkerError> {
+        let id = self.id;
+        self.endpoint.call_blocking(move |ops| {
+            if let Some(kick) = &ring.kick {
+                let events = Events::with_data(kick, side.kick_token(), EventSet::IN);
+                ops.event_ops(id)?.add(events)?;
+            }
+            ops.subscriber_mut(id)?.start(side, ring);
+            Ok(())
+        })
+    }
+
+    /// Stops a ring after the burst at hand; returns it, or `None` if it was stopped.
+    ///
+    /// # Errors
+    /// Where the worker is gone.
+    pub fn stop(&self, side: Side) -> Result<Option<Started>, WorkerError> {
+        let id = self.id;
+        self.endpoint.call_blocking(move |ops| {
+            let ring = ops.subscriber_mut(id)?.vring(side).started.take();
+            if let Some(kick) = ring.as_ref().and_then(|ring| ring.kick.as_ref()) {
+                let events = Events::with_data(kick, side.kick_token(), EventSet::IN);
+                ops.event_ops(id)?.remove(events)?;
+            }
+            Ok(ring)
+        })
+    }
+
+    /// Lets frames through a ring, or not.
+    ///
+    /// # Errors
+    /// Where the worker is gone.
+    pub fn enable(&self, side: Side, enabled: bool) -> Result<(), WorkerError> {
+        self.with_loop(move |pair_loop| {
+            pair_loop.vring(side).enabled = enabled;
+            pair_loop.look_again();
+        })
+    }
+
+    /// Changes how the driver is told of completed chains. It is told once at once, for what was completed before may
+    /// have gone to the old descriptor after its reader had left.
+    ///
+    /// # Errors
+    /// Where the worker is gone.
+    pub fn set_call(&self, side: Side, call: Option<Notifier>) -> Result<(), WorkerError> {
+        self.with_loop(move |pair_loop| {
+            let vring = pair_loop.vring(side);
+            vring.call = call;
+            if vring.started.is_some() {
+                vring.notify();
+            }
+        })
+    }
+
+    /// Changes how frames are laid out.
+    ///
+    /// # Errors
+    /// Where the worker is gone.
+    pub fn set_format(&self, format: FrameFormat) -> Result<(), WorkerError> {
+        self.with_loop(move |pair_loop| pair_loop.pair.set_format(format))
+    }
+
+    /// What was counted so far: receiveq, transmitq.
+    ///
+    /// # Errors
+    /// Where the worker is gone.
+    pub fn counters(&self) -> Result<[Counters; 2], WorkerError> {
+        self.with_loop(|pair_loop| [pair_loop.pair.rx_counters, pair_loop.pair.tx_counters])
+    }
+
+    fn with_loop<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut PairLoop) -> T + Send + 'static,
+    ) -> Result<T, WorkerError> {
+        let id = self.id;
+        self.endpoint
+            .call_blocking(move |ops| Ok(work(ops.subscriber_mut(id)?)))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // A loop that is gone has ended already.
+        let _ = self.with_loop(|pair_loop| pair_loop.ended = true);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Side {
+    fn kick_token(self) -> u32 {
+        match self {
+            Self::Rx => RX_KICK,
+            Self::Tx => TX_KICK,
+        }
+    }
+}
+
+/// The thread's whole life.
+fn run(mut manager: EventManager<PairLoop>, id: SubscriberId) -> Result<(), event_manager::Error> {
+    loop {
+        let wait = if manager.subscriber_mut(id)?.has_work() {
+            0
+        } else {
+            -1
+        };
+        manager.run_with_timeout(wait)?;
+        let pair_loop = manager.subscriber_mut(id)?;
+        if pair_loop.ended {
+            return Ok(());
+        }
+        pair_loop.turn();
+    }
+}
+
+/// A queue pair and what is known of its surroundings.
+#[derive(Debug)]
+struct PairLoop {
+    pair: QueuePair,
+    /// The tap may have frames.
+    tap_readable: bool,
+    /// The receiveq may have buffers enough.
+    rx_room: bool,
+    /// The transmitq may have chains.
+    tx_chains: bool,
+    /// The tap may take frames.
+    tap_writable: bool,
+    ended: bool,
+}
+
+impl PairLoop {
+    fn new(pair: QueuePair) -> Self {
+        Self {
+            pair,
+            tap_readable: true,
+            rx_room: false,
+            tx_chains: false,
+            tap_writable: true,
+            ended: false,
+        }
+    }
+
+    fn vring(&mut self, side: Side) -> &mut Vring {
+        match side {
+            Side::Rx => &mut self.pair.rx,
+            Side::Tx => &mut self.pair.tx,
+        }
+    }
+
+    fn start(&mut self, side: Side, ring: Started) {
+        self.vring(side).started = Some(ring);
+        self.look_again();
+    }
+
+    /// Something changed beside the events: look at everything once.
+    fn look_again(&mut self) {
+        self.tap_readable = true;
+        self.tap_writable = true;
+        self.rx_room = true;
+        self.tx_chains = true;
+    }
+
+    fn has_work(&self) -> bool {
+        self.can_transmit() || self.can_receive()
+    }
+
+    fn can_transmit(&self) -> bool {
+        self.tap_writable && (self.tx_chains || self.pair.tx.is_polled())
+    }
+
+    fn can_receive(&self) -> bool {
+        self.tap_readable && (self.rx_room || self.pair.rx.is_polled())
+    }
+
+    /// A burst in either direction, where there may be work.
+    fn turn(&mut self) {
+        if self.can_transmit() {
+            match self.pair.process_tx() {
+                TxEnd::RingEmpty => self.tx_chains = false,
+                TxEnd::TapFull => self.tap_writable = false,
+                TxEnd::More => {}
+            }
+        }
+        if self.can_receive() {
+            match self.pair.process_rx() {
+                RxEnd::TapEmpty => self.tap_readable = false,
+                RxEnd::NoBuffers => self.rx_room = false,
+                RxEnd::More => {}
+            }
+        }
+    }
+
+    fn kicked(&mut self, side: Side) {
+        if let Some(kick) = self
+            .vring(side)
+            .started
+            .as_ref()
+            .and_then(|ring| ring.kick.as_ref())
+        {
+            kick.clear();
+        }
+        match side {
+            Side::Rx => {
+                self.pair.rx_counters.kicks += 1;
+                self.rx_room = true;
+            }
+            Side::Tx => {
+                self.pair.tx_counters.kicks += 1;
+                self.tx_chains = true;
+            }
+        }
+    }
+}
+
+impl MutEventSubscriber for PairLoop {
+    fn init(&mut self, ops: &mut EventOps) {
+        let watched = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        if let Err(error) = ops.add(Events::with_data(self.pair.tap(), TAP, watched)) {
+            let fd = self.pair.tap().as_raw_fd();
+            tracing::error!("tap queue {fd} can't be waited for: {error}");
+        }
+    }
+
+    fn process(&mut self, events: Events, _ops: &mut EventOps) {
+        match events.data() {
+            TAP => {
+                self.tap_readable |= events.event_set().contains(EventSet::IN);
+                self.tap_writable |= events.event_set().contains(EventSet::OUT);
+            }
+            RX_KICK => self.kicked(Side::Rx),
+            TX_KICK => self.kicked(Side::Tx),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! ringtap: VM networking for one small Linux host, in two halves that meet in a process boundary.
+//!
+//! **The way of a packet** (`ringtap backend`, [`backend`]): a vhost-user-net device.
+//!
+//! ```text
+//! guest driver → kick → worker (event-manager) → queue_pair::process_tx
+//!   → descriptor chains as iovecs into guest memory → tap.writev → kernel bridge
+//! and back: tap readable → queue_pair::process_rx → tap.readv into the guest's chains → used ring → call
+//! ```
+//!
+//! **The way of a launch** (every other command, `config`, `network`, `guest`): the control plane.
+//!
+//! ```text
+//! TOML → Config (validated) → observe the host → plan (a pure value) → apply, with undo → verify
+//!   → backend processes → QEMU → guest
+//! ```
+//!
+//! Modules may use those to their right only: `main → cli → {guest → network → config, backend} → {tap,
+//! signals, programs} → types`. The two halves never import each other, but for [`backend::BackendArgs`], which
+//! the control plane writes as an argv and the backend reads back.
+//!
+//! Unsafe code is denied here and allowed in two files: `tap` (ioctls and vectored I/O) and
+//! `backend::memory` (mapping guest memory).
+
+#![deny(unsafe_code)]
+
+pub mod backend;
+pub mod cli;
+pub mod signals;
+pub mod tap;
+pub mod types;

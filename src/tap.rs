@@ -1,0 +1,414 @@
+//! Taps: make or open one, set its offloads, read and write frames.
+//!
+//! A tap is a link whose other end is this process. Each open of `/dev/net/tun` that is attached to the link
+//! is one queue: a [`TapQueue`]. Settings of the whole device go through any queue of it: a [`Tap`]. Every
+//! frame carries a virtio-net header before it (`IFF_VNET_HDR`), which is how offloads cross the boundary
+//! untouched: the kernel and the guest's driver agree on that header's layout.
+//!
+//! May touch: `/dev/net/tun`, tun ioctls, `/sys/class/net/*/tun_flags` to explain a refusal. This file is a
+//! home of unsafe code: ioctls, and vectored I/O on memory that a guest may change meanwhile.
+
+#![allow(unsafe_code)]
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use thiserror::Error;
+use vm_memory::VolatileSlice;
+
+use crate::types::{IfName, QueuePairs};
+
+/// The most buffers one frame may be scattered over (the kernel's `UIO_MAXIOV`).
+pub const MAX_BUFFERS: usize = libc::UIO_MAXIOV as usize;
+
+const TUN_DEVICE: &str = "/dev/net/tun";
+
+/// What ringtap needs of a tap: Ethernet frames, no packet-information prefix, the virtio-net header, and
+/// queues that can be attached and detached.
+const NEEDED_FLAGS: libc::c_int =
+    libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+
+/// Why a tap can't be had; each names the tap, what is in the way and the remedy.
+#[derive(Debug, Error)]
+pub enum TapError {
+    /// The host has no tun driver.
+    #[error("no {TUN_DEVICE}: load the tun module (modprobe tun)")]
+    NoDriver(#[source] io::Error),
+    /// The caller may neither make taps nor use this one.
+    #[error(
+        "not permitted to use tap {0}: run as root, or give the tap to this user \
+         (ip tuntap add dev {0} mode tap multi_queue vnet_hdr user USER)"
+    )]
+    NotPermitted(IfName),
+    /// Another process has the tap's queues.
+    #[error(
+        "tap {0} is busy: another process is attached to it; stop that one, or name another tap"
+    )]
+    Busy(IfName),
+    /// The link exists and is no tap at all.
+    #[error("link {0} exists and is not a tap: name another, or delete it (ip link delete {0})")]
+    NotATap(IfName),
+    /// The tap was made with other flags than are needed.
+    #[error(
+        "tap {name} has {has}, and ringtap needs tap, multi_queue and vnet_hdr: make it anew \
+         (ip tuntap del dev {name} mode {mode}{mq}; ip tuntap add dev {name} mode tap multi_queue vnet_hdr)"
+    )]
+    WrongFlags {
+        /// The tap.
+        name: IfName,
+        /// The flags it has, as iproute2 calls them.
+        has: String,
+        /// The mode to delete it by: `tap` or `tun`.
+        mode: &'static str,
+        /// ` multi_queue` where it has that, since deleting needs the same flag.
+        mq: &'static str,
+    },
+    /// The kernel refused a step.
+    #[error("tap {name}: {step}")]
+    Kernel {
+        /// The tap.
+        name: IfName,
+        /// What was being done.
+        step: &'static str,
+        /// The kernel's answer.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+/// Offloads a tap may leave to whoever reads from it, as `TUN_F_*` bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Offloads(libc::c_uint);
+
+impl Offloads {
+    /// Frames may come with a partial checksum. The others need this one.
+    pub const CSUM: Self = Self(libc::TUN_F_CSUM);
+    /// TCP over IPv4 may come unsegmented.
+    pub const TSO4: Self = Self(libc::TUN_F_TSO4);
+    /// TCP over IPv6 may come unsegmented.
+    pub const TSO6: Self = Self(libc::TUN_F_TSO6);
+    /// Unsegmented TCP may carry ECN.
+    pub const TSO_ECN: Self = Self(libc::TUN_F_TSO_ECN);
+
+    /// Both sets together.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// The length of the virtio-net header before each frame, in bytes (virtio 1.3 §5.1.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeaderLen {
+    /// Ten bytes: legacy, without `num_buffers`.
+    Short,
+    /// Twelve bytes: with `num_buffers`.
+    Long,
+}
+
+impl HeaderLen {
+    /// In bytes.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Short => 10,
+            Self::Long => 12,
+        }
+    }
+}
+
+/// A tap's settings, common to all its queues.
+pub trait TapSettings: Send {
+    /// Which offloads the kernel may leave to the reader of frames. Fails where the kernel lacks one.
+    fn set_offloads(&self, offloads: Offloads) -> io::Result<()>;
+    /// How long the header before each frame is, in both directions.
+    fn set_header_len(&self, len: HeaderLen) -> io::Result<()>;
+}
+
+/// A tap that this process is attached to.
+#[derive(Debug)]
+pub struct Tap {
+    name: IfName,
+    control: File,
+}
+
+impl Tap {
+    /// Attaches to the tap `name` with a queue a pair; makes the tap if there is none, and it then goes away with
+    /// the last queue.
+    ///
+    /// # Errors
+    /// See [`TapError`]. Nothing is left behind after an error.
+    pub fn open(name: &IfName, pairs: QueuePairs) -> Result<(Self, Vec<TapQueue>), TapError> {
+        check_flags(name)?;
+        let queues = (0..pairs.get())
+            .map(|_| attach(name).map(|file| TapQueue { fd: file.into() }))
+            .collect::<Result<Vec<_>, _>>()?;
+        let control = queues[0]
+            .fd
+            .try_clone()
+            .map(File::from)
+            .map_err(|cause| kernel(name, "duplicate a queue", cause))?;
+        let tap = Self {
+            name: name.clone(),
+            control,
+        };
+        tap.check_alone(pairs)?;
+        Ok((tap, queues))
+    }
+
+    /// Makes a tap that stays until it is deleted, with the flags ringtap needs and no queue attached.
+    ///
+    /// # Errors
+    /// See [`TapError`]; a tap that exists with the right flags is not an error.
+    pub fn make_persistent(name: &IfName) -> Result<(), TapError> {
+        check_flags(name)?;
+        let file = attach(name)?;
+        // SAFETY: TUNSETPERSIST takes its argument by value; the file is an attached tun queue.
+        let done =
+            unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_ulong) };
+        check(done)
+            .map(drop)
+            .map_err(|cause| kernel(name, "make it persistent", cause))
+    }
+
+    /// A multi-queue tap lets a second process attach without a word, and then frames go to either of the two.
+    /// The count of queues gives it away.
+    fn check_alone(&self, pairs: QueuePairs) -> Result<(), TapError> {
+        let queues = attached_queues(&self.name)
+            .map_err(|cause| kernel(&self.name, "count its queues", cause))?;
+        if queues > u32::from(pairs.get()) {
+            return Err(TapError::Busy(self.name.clone()));
+        }
+        Ok(())
+    }
+}
+
+impl TapSettings for Tap {
+    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        // SAFETY: TUNSETOFFLOAD takes its argument by value; control is an attached tun queue.
+        check(unsafe {
+            libc::ioctl(
+                self.control.as_raw_fd(),
+                libc::TUNSETOFFLOAD,
+                libc::c_ulong::from(offloads.0),
+            )
+        })
+        .map(drop)
+    }
+
+    fn set_header_len(&self, len: HeaderLen) -> io::Result<()> {
+        let bytes = len.bytes() as libc::c_int;
+        // SAFETY: TUNSETVNETHDRSZ reads one int through the pointer, which lives over the call.
+        check(unsafe {
+            libc::ioctl(
+                self.control.as_raw_fd(),
+                libc::TUNSETVNETHDRSZ,
+                &raw const bytes,
+            )
+        })
+        .map(drop)
+    }
+}
+
+/// One queue of a tap: frames, each behind its virtio-net header, one a call, never blocking.
+#[derive(Debug)]
+pub struct TapQueue {
+    fd: OwnedFd,
+}
+
+impl TapQueue {
+    /// A queue from any descriptor that keeps frame boundaries, such as a `SOCK_SEQPACKET` socket in a test. It is
+    /// made non-blocking.
+    ///
+    /// # Errors
+    /// Those of `fcntl`.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
+        Ok(Self { fd })
+    }
+
+    /// Reads one frame into `buffers`, in order; returns its length in bytes, header included.
+    ///
+    /// A frame longer than the buffers is cut off by the kernel; callers append a buffer to notice.
+    ///
+    /// # Errors
+    /// `WouldBlock` where there is no frame.
+    pub fn readv(&self, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        let mut iovecs = [const { MaybeUninit::uninit() }; MAX_BUFFERS];
+        let (iov, count) = fill(&mut iovecs, buffers)?;
+        retry(|| {
+            // SAFETY: `iov` holds `count` entries, each a VolatileSlice that is alive over this call and so a mapped,
+            // writable range; nobody holds a Rust reference into it, for guest memory is only reached by volatile
+            // access.
+            unsafe { libc::readv(self.fd.as_raw_fd(), iov, count) }
+        })
+    }
+
+    /// Writes one frame, header first, from `buffers` in order.
+    ///
+    /// # Errors
+    /// `WouldBlock` where the kernel has no room; `InvalidInput` where it does not accept the header or frame;
+    /// others (a tap that is down) as the kernel gives them.
+    pub fn writev(&self, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        let mut iovecs = [const { MaybeUninit::uninit() }; MAX_BUFFERS];
+        let (iov, count) = fill(&mut iovecs, buffers)?;
+        retry(|| {
+            // SAFETY: as in readv; the kernel only reads through these entries. A guest that changes the bytes meanwhile
+            // changes its own frame.
+            unsafe { libc::writev(self.fd.as_raw_fd(), iov, count) }
+        })
+    }
+}
+
+impl AsRawFd for TapQueue {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+/// Writes `buffers` as iovecs into `iovecs`; returns what `readv` and `writev` take.
+fn fill(
+    iovecs: &mut [MaybeUninit<libc::iovec>; MAX_BUFFERS],
+    buffers: &[VolatileSlice<'_>],
+) -> io::Result<(*const libc::iovec, libc::c_int)> {
+    if buffers.len() > MAX_BUFFERS {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (iovec, buffer) in iovecs.iter_mut().zip(buffers) {
+        iovec.write(libc::iovec {
+            iov_base: buffer.ptr_guard_mut().as_ptr().cast(),
+            iov_len: buffer.len(),
+        });
+    }
+    Ok((iovecs.as_ptr().cast(), buffers.len() as libc::c_int))
+}
+
+fn retry(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
+    loop {
+        match usize::try_from(call()) {
+            Ok(bytes) => return Ok(bytes),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// Opens `/dev/net/tun` and attaches it to `name` as a queue.
+fn attach(name: &IfName) -> Result<File, TapError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(TUN_DEVICE)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => TapError::NotPermitted(name.clone()),
+            _ => TapError::NoDriver(error),
+        })?;
+    let mut request = ifreq(name);
+    request.ifr_ifru.ifru_flags = NEEDED_FLAGS as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one ifreq through the pointer, which lives over the call.
+    let attached = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    match check(attached) {
+        Ok(_) => Ok(file),
+        Err(error) => Err(match error.raw_os_error() {
+            Some(libc::EPERM) => TapError::NotPermitted(name.clone()),
+            Some(libc::EBUSY | libc::E2BIG) => TapError::Busy(name.clone()),
+            Some(libc::EINVAL) => TapError::NotATap(name.clone()),
+            _ => kernel(name, "attach a queue", error),
+        }),
+    }
+}
+
+/// Refuses a link that exists without the flags needed, before the kernel does so with a bare EINVAL, or
+/// silently changes them.
+fn check_flags(name: &IfName) -> Result<(), TapError> {
+    let Ok(text) = std::fs::read_to_string(format!("/sys/class/net/{name}/tun_flags")) else {
+        return Ok(()); // no such link, or none with tun flags: attach() tells
+    };
+    let flags = libc::c_int::from_str_radix(text.trim().trim_start_matches("0x"), 16).unwrap_or(0);
+    if flags & NEEDED_FLAGS == NEEDED_FLAGS {
+        return Ok(());
+    }
+    let is_tap = flags & libc::IFF_TAP != 0;
+    let multi_queue = flags & libc::IFF_MULTI_QUEUE != 0;
+    let named = [
+        (true, if is_tap { "mode tap" } else { "mode tun" }),
+        (multi_queue, "multi_queue"),
+        (flags & libc::IFF_VNET_HDR != 0, "vnet_hdr"),
+        (flags & libc::IFF_NO_PI == 0, "pi"),
+    ];
+    let has: Vec<_> = named
+        .iter()
+        .filter(|(on, _)| *on)
+        .map(|(_, name)| *name)
+        .collect();
+    Err(TapError::WrongFlags {
+        name: name.clone(),
+        has: has.join(" "),
+        mode: if is_tap { "tap" } else { "tun" },
+        mq: if multi_queue { " multi_queue" } else { "" },
+    })
+}
+
+/// How many queues processes have attached to `name` (`ETHTOOL_GCHANNELS`: tun reports them as `combined`).
+fn attached_queues(name: &IfName) -> io::Result<u32> {
+    /// `struct ethtool_channels` of linux/ethtool.h.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Channels {
+        cmd: u32,
+        max: [u32; 4],
+        rx: u32,
+        tx: u32,
+        other: u32,
+        combined: u32,
+    }
+    const ETHTOOL_GCHANNELS: u32 = 0x3c;
+    let mut channels = Channels {
+        cmd: ETHTOOL_GCHANNELS,
+        ..Channels::default()
+    };
+    // SAFETY: socket() takes plain values; the result is checked before it is owned.
+    let socket =
+        check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: `socket` was just returned by the kernel and nobody else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    let mut request = ifreq(name);
+    request.ifr_ifru.ifru_data = (&raw mut channels).cast();
+    // SAFETY: SIOCETHTOOL reads the ifreq and, by `cmd`, reads and writes one ethtool_channels behind
+    // ifru_data; both live over the call and have the kernel's layout.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) })?;
+    Ok(channels.combined)
+}
+
+fn ifreq(name: &IfName) -> libc::ifreq {
+    // SAFETY: an ifreq is plain C data, for which all zeroes is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.as_str().bytes()) {
+        *to = from as libc::c_char; // an IfName leaves room for the terminating zero
+    }
+    request
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+fn kernel(name: &IfName, step: &'static str, cause: io::Error) -> TapError {
+    TapError::Kernel {
+        name: name.clone(),
+        step,
+        cause,
+    }
+}

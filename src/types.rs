@@ -1,0 +1,391 @@
+//! Small values that are valid because they exist: parsing is the only way to make one.
+//!
+//! A leaf: every other module may use it, it uses none of them and does no I/O.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use thiserror::Error;
+
+/// Why a text is not the value it was meant to be; names the text and what would be valid.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{value:?} is not {expected}")]
+pub struct InvalidValue {
+    value: String,
+    expected: &'static str,
+}
+
+impl InvalidValue {
+    /// Says that `value` should have been `expected` (a noun phrase: "a MAC address, such as …").
+    pub fn new(value: impl Into<String>, expected: &'static str) -> Self {
+        Self {
+            value: value.into(),
+            expected,
+        }
+    }
+}
+
+/// A unicast Ethernet address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MacAddr([u8; 6]);
+
+impl MacAddr {
+    /// QEMU's and libvirt's prefix for guests and their bridges.
+    const PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
+
+    /// A stable address of QEMU's prefix for `seed`, the same on every host and at every start.
+    pub fn derived_from(seed: &str) -> Self {
+        let hash = fnv1a(seed).to_be_bytes();
+        let [a, b, c] = Self::PREFIX;
+        Self([a, b, c, hash[5], hash[6], hash[7]])
+    }
+
+    /// The six bytes in the order of the wire.
+    pub fn octets(self) -> [u8; 6] {
+        self.0
+    }
+}
+
+impl FromStr for MacAddr {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let invalid =
+            || InvalidValue::new(text, "a unicast MAC address, such as 52:54:00:12:34:56");
+        let mut octets = [0u8; 6];
+        let mut parts = text.split(':');
+        for octet in &mut octets {
+            let hex = |p: &&str| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit());
+            let part = parts.next().filter(hex).ok_or_else(invalid)?;
+            *octet = u8::from_str_radix(part, 16).map_err(|_| invalid())?;
+        }
+        let unicast = octets[0] & 1 == 0 && octets != [0; 6];
+        if parts.next().is_some() || !unicast {
+            return Err(invalid());
+        }
+        Ok(Self(octets))
+    }
+}
+
+impl fmt::Display for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// A name the kernel accepts for a link: 1 to 15 bytes, no `/`, no white space, not `.` or `..`.
+///
+/// Stricter than the kernel in one point: only ASCII graphic characters, and none of `%` and `:`, which
+/// the kernel or iproute2 read as something else.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IfName(String);
+
+impl IfName {
+    /// Longest name in bytes (IFNAMSIZ less the terminating zero).
+    pub const MAX: usize = 15;
+
+    /// `prefix` and `name`, shortened with a hash of the whole where it would not fit.
+    ///
+    /// `prefix` must itself be a valid start of a link name of at most 6 bytes.
+    pub fn derived_from(prefix: &'static str, name: &Name) -> Self {
+        debug_assert!(prefix.len() <= 6);
+        Self::shortened(format!("{prefix}{name}"))
+    }
+
+    /// The name of a guest's tap for its NIC number `index`: `tap-GUEST-INDEX`, shortened like the others.
+    pub fn for_tap(guest: &Name, index: usize) -> Self {
+        Self::shortened(format!("tap-{guest}-{index}"))
+    }
+
+    fn shortened(whole: String) -> Self {
+        if whole.len() <= Self::MAX {
+            return Self(whole);
+        }
+        let hash = format!("{:04x}", fnv1a(&whole) & 0xffff);
+        let kept = Self::MAX - hash.len() - 1;
+        Self(format!("{}-{hash}", &whole[..kept]))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for IfName {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let valid = (1..=Self::MAX).contains(&text.len())
+            && text != "."
+            && text != ".."
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b'%'));
+        if !valid {
+            return Err(InvalidValue::new(
+                text,
+                "a link name: 1 to 15 characters without spaces, '/', ':' or '%'",
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for IfName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The name of a guest or a network: a DNS label in lower case, since guests are found by it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(String);
+
+impl Name {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        let valid = (1..=63).contains(&text.len())
+            && text.bytes().all(inner)
+            && !text.starts_with('-')
+            && !text.ends_with('-');
+        if !valid {
+            return Err(InvalidValue::new(
+                text,
+                "a name: 1 to 63 of a-z, 0-9 and '-', with no '-' at either end",
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How many pairs of receiveq and transmitq a NIC has, 1 to 256 (as many queues as a tap takes).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueuePairs(u16);
+
+impl QueuePairs {
+    /// One pair, what every driver can use.
+    pub const ONE: Self = Self(1);
+
+    /// The count.
+    pub fn get(self) -> u16 {
+        self.0
+    }
+
+    /// The count of vrings: a receiveq and a transmitq a pair.
+    pub fn vrings(self) -> usize {
+        usize::from(self.0) * 2
+    }
+}
+
+impl TryFrom<u16> for QueuePairs {
+    type Error = InvalidValue;
+
+    fn try_from(count: u16) -> Result<Self, InvalidValue> {
+        match count {
+            1..=256 => Ok(Self(count)),
+            _ => Err(InvalidValue::new(
+                count.to_string(),
+                "a number of queue pairs, 1 to 256",
+            )),
+        }
+    }
+}
+
+impl FromStr for QueuePairs {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        text.parse::<u16>()
+            .ok()
+            .and_then(|count| Self::try_from(count).ok())
+            .ok_or_else(|| InvalidValue::new(text, "a number of queue pairs, 1 to 256"))
+    }
+}
+
+impl fmt::Display for QueuePairs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The largest IP packet a link carries, in bytes, 1280 to 65521.
+///
+/// Below 1280 a link can't carry IPv6; above 65521 a frame with its headers does not fit a tap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct Mtu(u16);
+
+impl Mtu {
+    /// The size in bytes.
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl TryFrom<u32> for Mtu {
+    type Error = InvalidValue;
+
+    fn try_from(bytes: u32) -> Result<Self, InvalidValue> {
+        u16::try_from(bytes)
+            .ok()
+            .filter(|bytes| (1280..=65521).contains(bytes))
+            .map(Self)
+            .ok_or_else(|| InvalidValue::new(bytes.to_string(), "an MTU, 1280 to 65521 bytes"))
+    }
+}
+
+impl From<Mtu> for u32 {
+    fn from(mtu: Mtu) -> Self {
+        mtu.0.into()
+    }
+}
+
+impl fmt::Display for Mtu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Values that go through serde as the text they print and parse.
+macro_rules! serde_as_text {
+    ($($name:ty),*) => {$(
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?
+                    .parse()
+                    .map_err(serde::de::Error::custom)
+            }
+        }
+    )*};
+}
+
+serde_as_text!(MacAddr, IfName, Name);
+
+/// 64-bit FNV-1a: names need a hash that stays the same over releases, which std's does not promise.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mac_addresses_print_as_they_parse() {
+        let text = "52:54:00:12:34:ab";
+        assert_eq!(text.parse::<MacAddr>().unwrap().to_string(), text);
+    }
+
+    #[test]
+    fn multicast_zero_short_and_long_mac_addresses_are_refused() {
+        for text in [
+            "01:00:5e:00:00:01",
+            "00:00:00:00:00:00",
+            "52:54:00:12:34",
+            "52:54:00:12:34:56:78",
+            "52:54:0:12:34:56",
+            "+2:54:00:12:34:56",
+        ] {
+            assert!(text.parse::<MacAddr>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn derived_mac_addresses_are_stable_and_differ() {
+        let web1 = MacAddr::derived_from("web1/0");
+        assert_eq!(web1, MacAddr::derived_from("web1/0"));
+        assert_ne!(web1, MacAddr::derived_from("web1/1"));
+        assert_eq!(web1.octets()[..3], [0x52, 0x54, 0x00]);
+    }
+
+    #[test]
+    fn link_names_have_the_kernels_limits() {
+        for good in ["eno1", "rt-default", "a23456789012345", "eth0.20"] {
+            assert!(good.parse::<IfName>().is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a234567890123456",
+            "a b",
+            "a/b",
+            "tap%d",
+            "eth0:1",
+            "tüp",
+        ] {
+            assert!(bad.parse::<IfName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn long_link_names_are_shortened_and_stay_apart() {
+        let derive = |name: &str| IfName::derived_from("rt-", &name.parse().unwrap());
+        assert_eq!(derive("default").as_str(), "rt-default");
+        let (a, b) = (derive("customer-network-a"), derive("customer-network-b"));
+        assert_eq!(a.as_str().len(), IfName::MAX);
+        assert_ne!(a, b);
+    }
+
+    #[test]
+    fn names_are_dns_labels() {
+        for good in ["web1", "a", "a-b"] {
+            assert!(good.parse::<Name>().is_ok(), "{good}");
+        }
+        for bad in ["", "-a", "a-", "Web1", "a.b", "a_b", &"x".repeat(64)] {
+            assert!(bad.parse::<Name>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn taps_of_long_guest_names_fit_and_stay_apart() {
+        let guest = "x".repeat(63).parse().unwrap();
+        let (a, b) = (IfName::for_tap(&guest, 0), IfName::for_tap(&guest, 1));
+        assert_eq!(a.as_str().len(), IfName::MAX);
+        assert_ne!(a, b);
+        let web1 = "web1".parse().unwrap();
+        assert_eq!(IfName::for_tap(&web1, 0).as_str(), "tap-web1-0");
+    }
+
+    #[test]
+    fn mtus_have_bounds() {
+        assert_eq!(Mtu::try_from(1500).unwrap().get(), 1500);
+        for bad in [0, 1279, 65522, 65536 + 1500] {
+            assert!(Mtu::try_from(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn queue_pairs_have_bounds() {
+        assert_eq!("4".parse::<QueuePairs>().unwrap().vrings(), 8);
+        for bad in ["0", "257", "-1", "two"] {
+            assert!(bad.parse::<QueuePairs>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! The backend as a program, on real taps in namespaces of the test's own: what it serves, and what it says where it
+//! can't.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use support::driver::{DriverRing, MEMORY, frame, guest_memory};
+use support::front_end::{Events, PATIENCE, RawFrontEnd, wait_for};
+use support::netns::{BOUND, Netns, bounded, until, wait};
+use vhost::vhost_user::message::FrontendReq as Req;
+
+const VERSION_1: u64 = 1 << 32;
+const PROTOCOL_FEATURES: u64 = 1 << 30;
+
+/// A namespace and a place for sockets.
+struct World {
+    netns: Netns,
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            netns: Netns::new("backend"),
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("nic.sock")
+    }
+
+    /// `ringtap backend` on the tap `t0`, to be run by `before` where that says more than nothing.
+    fn backend(&self, before: &[&str]) -> Command {
+        let words: Vec<_> = before
+            .iter()
+            .copied()
+            .chain([env!("CARGO_BIN_EXE_ringtap")])
+            .collect();
+        let mut command = self.netns.command(words[0]);
+        command
+            .args(&words[1..])
+            .args(["backend", "--tap", "t0", "--socket-path"]);
+        command.arg(self.socket());
+        command
+    }
+
+    /// A backend that serves.
+    fn serve(&self) -> Backend {
+        let mut command = self.backend(&[]);
+        let child = command
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        until("the socket", || self.socket().exists());
+        Backend(child)
+    }
+
+    /// What a backend that can't serve says; it leaves no socket, and exits with 1.
+    fn refusal(&self, before: &[&str]) -> String {
+        let output = bounded(&mut self.backend(before), "");
+        assert!(!self.socket().exists());
+        refusal_of(&output)
+    }
+}
+
+fn refusal_of(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("ringtap: "), "{said}");
+    said
+}
+
+struct Backend(Child);
+
+impl Backend {
+    fn end(mut self, signal: Signal) -> Option<i32> {
+        kill(Pid::from_raw(self.0.id() as i32), signal).unwrap();
+        wait(&mut self.0, BOUND).expect("its end").code()
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The other end of a wire: a plain tap, and what comes out of it.
+struct Wire {
+    tap: Arc<tun_tap::Iface>,
+    frames: Receiver<Vec<u8>>,
+}
+
+impl Wire {
+    fn open(netns: &Netns, name: &str) -> Self {
+        let open = || tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tap);
+        let tap = Arc::new(netns.within(open).unwrap());
+        let (send, frames) = channel();
+        let reader = Arc::clone(&tap);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while let Ok(bytes) = reader.recv(&mut buffer) {
+                if send.send(buffer[..bytes].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { tap, frames }
+    }
+
+    /// Waits for this frame; those the kernel sends by itself are passed over.
+    fn expect(&self, wanted: &[u8]) {
+        while self.frames.recv_timeout(PATIENCE).expect("the frame") != wanted {}
+    }
+}
+
+/// A broadcast frame of an EtherType that nobody has.
+fn broadcast(seed: u8) -> Vec<u8> {
+    let mut bytes = frame(100, seed);
+    bytes[12..18].fill(0xff);
+    bytes[18..24].copy_from_slice(&[0x52, 0x54, 0, 0, 0, 1]);
+    bytes[24..26].copy_from_slice(&[0x88, 0xb5]);
+    bytes
+}
+
+/// Frames go over a bridge to a plain tap, the other end of the wire; and the backend listens again after a front-end
+/// has gone, in the middle of things or not.
+#[test]
+fn one_front_end_after_another_is_served_on_a_real_tap() {
+    let world = World::new();
+    let ip = |words: &str| world.netns.run(&format!("ip {words}"));
+    ip("tuntap add dev t0 mode tap multi_queue vnet_hdr");
+    ip("link add br0 type bridge mcast_snooping 0");
+    let wire = Wire::open(&world.netns, "w0");
+    for link in ["t0", "w0"] {
+        ip(&format!("link set {link} master br0"));
+        ip(&format!("link set {link} up"));
+    }
+    ip("link set br0 up");
+    let backend = world.serve();
+    let (memory, file) = guest_memory();
+    for round in 0..3u8 {
+        let stream = wait_for("a connection", || world.connect());
+        let front_end = RawFrontEnd(stream);
+        let mut rx = DriverRing::new(memory.mem(), 0, 64);
+        let mut tx = DriverRing::new(memory.mem(), MEMORY / 2, 64);
+        for ring in [&mut rx, &mut tx] {
+            ring.start_at(0);
+        }
+        let (rx_events, tx_events) = (Events::new(), Events::new());
+        front_end.u64(Req::SET_PROTOCOL_FEATURES, 1 << 3);
+        front_end.u64(Req::SET_FEATURES, VERSION_1 | PROTOCOL_FEATURES);
+        assert_eq!(front_end.set_mem_table(&file), 0);
+        let room = rx.writable(2048);
+        rx.add(&[room]);
+        front_end.set_up_ring(0, &rx, 0, &rx_events);
+        front_end.set_up_ring(1, &tx, 0, &tx_events);
+        front_end.state(Req::SET_VRING_ENABLE, 0, 1);
+        front_end.state(Req::SET_VRING_ENABLE, 1, 1);
+        front_end.get_u64(Req::GET_FEATURES); // answered in order, so all of the above is done
+
+        let bytes = broadcast(round);
+        let buffer = tx.readable(&bytes);
+        tx.add(&[buffer]);
+        tx_events.kick();
+        wire.expect(&bytes[12..]);
+
+        let mut answered = broadcast(round + 100);
+        wire.tap.send(&answered[12..]).unwrap();
+        answered[10] = 1; // num_buffers
+        wait_for("the answer", || {
+            for (_, len) in rx.completed() {
+                if rx.read(room, len as usize) == answered {
+                    return Some(());
+                }
+                rx.add(&[room]); // a frame of the kernel's own
+                rx_events.kick();
+            }
+            None
+        });
+    } // the front-end leaves with its rings running
+    assert_eq!(backend.end(Signal::SIGTERM), Some(0));
+    assert!(!world.socket().exists());
+    assert!(ip("-o link").contains("t0"), "a tap that was there stays");
+}
+
+impl World {
+    fn connect(&self) -> Option<std::os::unix::net::UnixStream> {
+        std::os::unix::net::UnixStream::connect(self.socket()).ok()
+    }
+}
+
+#[test]
+fn a_tap_that_the_backend_made_goes_with_it() {
+    let world = World::new();
+    let backend = world.serve();
+    assert!(
+        world
+            .netns
+            .run("ip -d link show t0")
+            .contains("tun type tap")
+    );
+    assert_eq!(backend.end(Signal::SIGINT), Some(0));
+    assert!(!world.netns.attempt("ip link show t0").status.success());
+}
+
+#[test]
+fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
+    let world = World::new();
+    let backend = world.serve();
+    assert_eq!(backend.end(Signal::SIGKILL), None);
+    assert!(world.socket().exists(), "kill -9 leaves the socket's file");
+    let mut command = world.backend(&[]);
+    let backend = Backend(command.stderr(Stdio::null()).spawn().unwrap());
+    let stream = wait_for("a connection", || world.connect());
+    world
+        .netns
+        .run("ip tuntap add dev t1 mode tap multi_queue vnet_hdr");
+    let mut second = world.netns.command(env!("CARGO_BIN_EXE_ringtap"));
+    second
+        .args(["backend", "--tap", "t1", "--socket-path"])
+        .arg(world.socket());
+    let said = refusal_of(&bounded(&mut second, ""));
+    assert!(said.contains("is in use"), "{said}");
+    drop((stream, backend));
+}
+
+#[test]
+fn a_busy_tap_is_named() {
+    let world = World::new();
+    let backend = world.serve();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut second = world.netns.command(env!("CARGO_BIN_EXE_ringtap"));
+    let socket = elsewhere.path().join("other.sock");
+    second
+        .args(["backend", "--tap", "t0", "--socket-path"])
+        .arg(&socket);
+    let said = refusal_of(&bounded(&mut second, ""));
+    assert!(said.contains("tap t0 is busy"), "{said}");
+    assert!(!socket.exists());
+    drop(backend);
+}
+
+#[test]
+fn a_tap_without_a_needed_flag_is_named_with_the_command_that_mends_it() {
+    for (made, has) in [
+        (
+            "ip tuntap add dev t0 mode tap vnet_hdr",
+            "mode tap vnet_hdr",
+        ),
+        (
+            "ip tuntap add dev t0 mode tap multi_queue",
+            "mode tap multi_queue",
+        ),
+        (
+            "ip tuntap add dev t0 mode tun multi_queue vnet_hdr",
+            "mode tun multi_queue vnet_hdr",
+        ),
+    ] {
+        let world = World::new();
+        world.netns.run(made);
+        let said = world.refusal(&[]);
+        assert!(said.contains(&format!("tap t0 has {has}")), "{said}");
+        let remedy = said.split(['(', ')']).nth(1).expect("a remedy");
+        for command in remedy.split("; ") {
+            world.netns.run(command);
+        }
+        world.serve();
+    }
+}
+
+#[test]
+fn a_link_that_is_no_tap_is_named() {
+    let world = World::new();
+    world.netns.run("ip link add t0 type bridge");
+    let said = world.refusal(&[]);
+    assert!(said.contains("link t0 exists and is not a tap"), "{said}");
+}
+
+#[test]
+fn a_user_without_rights_is_told_how_to_get_them() {
+    let world = World::new();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(world.dir.path(), open).unwrap();
+    // The program lies where that user may not look; a copy is readable.
+    let copy = world.dir.path().join("ringtap");
+    std::fs::copy(env!("CARGO_BIN_EXE_ringtap"), &copy).unwrap();
+    let mut command = world.netns.command("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&copy);
+    command
+        .args(["backend", "--tap", "t0", "--socket-path"])
+        .arg(world.socket());
+    let said = refusal_of(&bounded(&mut command, ""));
+    assert!(said.contains("not permitted to use tap t0"), "{said}");
+    assert!(said.contains("run as root"), "{said}");
+}
+
+#[test]
+fn a_host_without_tun_is_told_which_module_to_load() {
+    let world = World::new();
+    // In the mount namespace that `ip netns exec` has just made.
+    let hide = "mount -t tmpfs none /dev/net && exec \"$@\"";
+    let said = world.refusal(&["sh", "-c", hide, "sh"]);
+    assert!(
+        said.contains("no /dev/net/tun") && said.contains("modprobe tun"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_socket_in_a_directory_that_is_not_there_is_named() {
+    let world = World::new();
+    let mut command = world.netns.command(env!("CARGO_BIN_EXE_ringtap"));
+    let socket = Path::new("/nowhere/nic.sock");
+    command
+        .args(["backend", "--tap", "t0", "--socket-path"])
+        .arg(socket);
+    let said = refusal_of(&bounded(&mut command, ""));
+    assert!(said.contains("/nowhere/nic.sock"), "{said}");
+    assert!(
+        !world.netns.attempt("ip link show t0").status.success(),
+        "no tap stays"
+    );
+}
+
+#[test]
+fn bad_arguments_are_refused_with_2() {
+    for args in [
+        &["backend", "--tap", "t0"][..],
+        &[
+            "backend",
+            "--socket-path",
+            "/tmp/x",
+            "--tap",
+            "a-name-that-is-too-long",
+        ],
+        &[
+            "backend",
+            "--socket-path",
+            "/tmp/x",
+            "--tap",
+            "t0",
+            "--queue-pairs",
+            "0",
+        ],
+    ] {
+        let output = bounded(Command::new(env!("CARGO_BIN_EXE_ringtap")).args(args), "");
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+    }
+}
+
+/// An idle backend must not spin: a front-end whose receiveq has no buffers, and frames that wait.
+#[test]
+fn frames_that_find_no_buffers_do_not_keep_the_backend_busy() {
+    let world = World::new();
+    world
+        .netns
+        .run("ip tuntap add dev t0 mode tap multi_queue vnet_hdr");
+    let backend = world.serve();
+    let (memory, file) = guest_memory();
+    let front_end = RawFrontEnd(wait_for("a connection", || world.connect()));
+    let rx = DriverRing::new(memory.mem(), 0, 64);
+    front_end.u64(Req::SET_PROTOCOL_FEATURES, 1 << 3);
+    front_end.u64(Req::SET_FEATURES, VERSION_1);
+    assert_eq!(front_end.set_mem_table(&file), 0);
+    front_end.set_up_ring(0, &rx, 0, &Events::new());
+    front_end.get_u64(Req::GET_FEATURES);
+    world.netns.run("ip link set t0 up");
+    world.netns.run("ip address add 10.9.9.1/24 dev t0");
+    world.netns.attempt("ping -c 3 -i 0.2 -W 1 10.9.9.2"); // ARP requests into the tap
+    let before = cpu_time(&backend);
+    std::thread::sleep(Duration::from_millis(500)); // the measurement itself
+    let spent = cpu_time(&backend) - before;
+    assert!(
+        spent < Duration::from_millis(100),
+        "{spent:?} of CPU in half a second"
+    );
+}
+
+/// User and system time so far.
+fn cpu_time(backend: &Backend) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", backend.0.id())).unwrap();
+    let fields: Vec<_> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}

@@ -1,0 +1,245 @@
+//! Pretend hosts: network namespaces that a test makes for itself and that go with it, also when it fails.
+//!
+//! Everything a test does happens inside its namespaces, with addresses that lead nowhere else. Whatever it
+//! runs has a bound of time.
+
+#![allow(dead_code)] // Each test binary uses its part.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns};
+
+/// More than anything here takes on a machine that is busy with other tests.
+pub const BOUND: Duration = Duration::from_secs(60);
+
+/// A network namespace, deleted with everything in it when dropped.
+#[derive(Debug)]
+pub struct Netns {
+    name: String,
+}
+
+impl Netns {
+    /// A new one with nothing but a loopback that is up; `label` tells it from others in messages.
+    pub fn new(label: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        require("ip", "iproute2");
+        let name = format!("ringtap-test-{}-{number}-{label}", std::process::id());
+        run("ip", &["netns", "add", &name]);
+        let this = Self { name };
+        this.run("ip link set lo up");
+        this
+    }
+
+    /// A command that will run inside.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name, program]);
+        command
+    }
+
+    /// Runs `line`, words between spaces, and gives its stdout; it must succeed.
+    pub fn run(&self, line: &str) -> String {
+        let output = self.attempt(line);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "`{line}` in {}: {errors}",
+            self.name
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs `line`, words between spaces, whether it succeeds or not.
+    pub fn attempt(&self, line: &str) -> Output {
+        let mut words = line.split_whitespace();
+        let mut command = self.command(words.next().expect("a program"));
+        command.args(words);
+        bounded(&mut command, "")
+    }
+
+    /// Joins the two by a veth pair whose ends have the names given; both ends are set up.
+    pub fn join(&self, here: &str, other: &Netns, there: &str) {
+        let name = &other.name;
+        self.run(&format!(
+            "ip link add {here} type veth peer name {there} netns {name}"
+        ));
+        self.run(&format!("ip link set {here} up"));
+        other.run(&format!("ip link set {there} up"));
+    }
+
+    /// What `act` gives when done by a thread inside: sockets it opens belong here.
+    pub fn within<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(format!("/run/netns/{}", self.name)).expect("the namespace");
+        let inside = || {
+            setns(&namespace, CloneFlags::CLONE_NEWNET).expect("entering the namespace");
+            act()
+        };
+        thread::scope(|scope| scope.spawn(inside).join())
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// The pids of the processes inside.
+    pub fn pids(&self) -> Vec<i32> {
+        let output = bounded(Command::new("ip").args(["netns", "pids", &self.name]), "");
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.split_whitespace()
+            .filter_map(|pid| pid.parse().ok())
+            .collect()
+    }
+
+    /// All that a program may change here, as a text: links, addresses, routes, rules, neighbours made by hand, nftables,
+    /// sysctls. What changes by itself is left out.
+    pub fn snapshot(&self) -> String {
+        require("nft", "nftables");
+        require("sysctl", "procps");
+        let mut text = String::new();
+        for line in [
+            "ip -j -d link",
+            "ip -j -d addr",
+            "ip -j -d route show table all",
+            "ip -j -6 -d route show table all",
+            "ip -j -d rule",
+            "nft -j list ruleset",
+        ] {
+            let mut value = serde_json::from_str(&self.run(line)).expect(line);
+            drop_volatile(&mut value);
+            text.push_str(&format!("{line}\n{value:#}\n"));
+        }
+        // The key is made up by the kernel when a program first listens with TCP fast open.
+        let volatile = [
+            "net.netfilter.nf_conntrack_count",
+            "net.ipv4.tcp_fastopen_key",
+        ];
+        for line in self.run("sysctl -a --pattern ^net[.]").lines() {
+            if !volatile.iter().any(|name| line.starts_with(name)) {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+        text
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        for pid in self.pids() {
+            let pid = nix::unistd::Pid::from_raw(pid);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+        let deleted = bounded(Command::new("ip").args(["netns", "delete", &self.name]), "");
+        if !deleted.status.success() && !thread::panicking() {
+            panic!("{} could not be deleted", self.name);
+        }
+    }
+}
+
+/// Timers of bridges run, and nft's handles count what was ever loaded.
+fn drop_volatile(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Array(list) => list.iter_mut().for_each(drop_volatile),
+        serde_json::Value::Object(fields) => {
+            fields.retain(|key, _| !key.ends_with("_timer") && key != "handle");
+            fields.values_mut().for_each(drop_volatile);
+        }
+        _ => {}
+    }
+}
+
+/// Where two snapshots differ, line by line; empty where they don't.
+pub fn difference(before: &str, after: &str) -> String {
+    let missing = |of: &str, from: &str, sign: char| -> String {
+        let there: std::collections::BTreeSet<&str> = from.lines().collect();
+        let lines = of.lines().filter(|line| !there.contains(line));
+        lines.map(|line| format!("{sign} {line}\n")).collect()
+    };
+    if before == after {
+        return String::new();
+    }
+    let lines = missing(before, after, '-') + &missing(after, before, '+');
+    if lines.is_empty() {
+        "the order of lines".into()
+    } else {
+        lines
+    }
+}
+
+/// Fails the test if `program` is not installed: a test that is skipped proves nothing.
+pub fn require(program: &str, package: &str) {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
+    assert!(
+        found,
+        "this test needs `{program}`: install the package {package}"
+    );
+}
+
+/// Runs a program that must succeed.
+pub fn run(program: &str, args: &[&str]) {
+    let output = bounded(Command::new(program).args(args), "");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {errors} (these tests need root)"
+    );
+}
+
+/// Runs `command` with `input` to its end, which must come within [`BOUND`].
+pub fn bounded(command: &mut Command, input: &str) -> Output {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let mut stdin = child.stdin.take().expect("a pipe");
+    let stdout = reader(child.stdout.take());
+    let stderr = reader(child.stderr.take());
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let status = wait(&mut child, BOUND);
+    let status = status.unwrap_or_else(|| panic!("{command:?} was not done within {BOUND:?}"));
+    Output {
+        status,
+        stdout: stdout.join().expect("stdout"),
+        stderr: stderr.join().expect("stderr"),
+    }
+}
+
+fn reader(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = pipe.expect("a pipe").read_to_end(&mut bytes);
+        bytes
+    })
+}
+
+/// How `child` ended; none if it did not within `bound`, and was killed.
+pub fn wait(child: &mut Child, bound: Duration) -> Option<std::process::ExitStatus> {
+    let deadline = Instant::now() + bound;
+    while Instant::now() < deadline {
+        match child.try_wait() {
+            Ok(None) => thread::sleep(Duration::from_millis(2)),
+            Ok(status) => return status,
+            Err(_) => return Some(std::process::ExitStatus::from_raw(-1)),
+        }
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    None
+}
+
+/// Waits until `check` holds; fails the test, saying `what`, if it does not within [`BOUND`].
+pub fn until(what: &str, mut check: impl FnMut() -> bool) {
+    let deadline = Instant::now() + BOUND;
+    while !check() {
+        assert!(Instant::now() < deadline, "not within {BOUND:?}: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
