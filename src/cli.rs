@@ -1,8 +1,11 @@
 //! The command line: text to typed arguments, no I/O. Scripts outside the project rely on what is here.
 
-use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
 
 use crate::backend::BackendArgs;
+use crate::types::Name;
 
 /// VM networking for one small host: a vhost-user-net backend, and a launcher for QEMU guests.
 #[derive(Debug, Parser)]
@@ -18,6 +21,50 @@ pub struct Cli {
 pub enum Command {
     /// Serve one guest NIC: a vhost-user-net back-end on a tap
     Backend(BackendArgs),
+    /// Print what `up` would do, as commands, and change nothing
+    Plan(ReportArgs),
+    /// Bring networks up; a second time changes nothing
+    Up(NetworkArgs),
+    /// Take back what `up` did
+    Down(NetworkArgs),
+    /// Show networks as they are and as the file wants them; exit code 1 where they differ
+    Status(ReportArgs),
+}
+
+/// Where the control plane reads its file and keeps its state.
+#[derive(Debug, Clone, Args)]
+pub struct HostArgs {
+    /// The file that describes networks and guests
+    #[arg(long, value_name = "FILE", default_value = "/etc/ringtap.toml")]
+    pub config: PathBuf,
+
+    /// Where state, sockets and logs are kept; one directory is one (pretend) host
+    #[arg(long, value_name = "DIR", default_value = "/run/ringtap")]
+    pub run_dir: PathBuf,
+}
+
+/// Arguments of `up` and `down`.
+#[derive(Debug, Clone, Args)]
+pub struct NetworkArgs {
+    /// File and run directory.
+    #[command(flatten)]
+    pub host: HostArgs,
+
+    /// The networks meant; all in the file if none is named
+    #[arg(value_name = "NAME")]
+    pub names: Vec<Name>,
+}
+
+/// Arguments of `plan` and `status`.
+#[derive(Debug, Clone, Args)]
+pub struct ReportArgs {
+    /// Networks, file and run directory.
+    #[command(flatten)]
+    pub network: NetworkArgs,
+
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[cfg(test)]

@@ -5,9 +5,12 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use ringtap::backend;
 use ringtap::cli::{Cli, Command};
+use ringtap::{backend, config, network};
 use tracing_subscriber::EnvFilter;
+
+/// Bad usage or a bad configuration file; clap exits with the same for a bad command line.
+const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -16,7 +19,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             print_chain(error.as_ref());
-            ExitCode::FAILURE
+            ExitCode::from(exit_code(error.as_ref()))
         }
     }
 }
@@ -24,8 +27,22 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<ExitCode, Box<dyn Error>> {
     match command {
         Command::Backend(args) => backend::serve(&args)?,
+        Command::Plan(args) => network::plan(&args)?,
+        Command::Up(args) => network::up(&args)?,
+        Command::Down(args) => network::down(&args)?,
+        Command::Status(args) => return Ok(network::status(&args)?),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// 2 where the person's file is at fault, 1 where the host is.
+fn exit_code(error: &(dyn Error + 'static)) -> u8 {
+    let mut causes = std::iter::successors(Some(error), |&cause| cause.source());
+    if causes.any(|cause| cause.is::<config::Problems>()) {
+        EXIT_USAGE
+    } else {
+        1
+    }
 }
 
 /// One line of cause after another.

@@ -1,0 +1,256 @@
+//! Values that only the file has: subnets, DHCP ranges, domains, memory sizes. Valid because they exist.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use ipnet::Ipv4Net;
+
+use crate::types::InvalidValue;
+
+/// A network's IPv4 subnet, /8 to /29, written as its network address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Subnet(Ipv4Net);
+
+impl Subnet {
+    /// The subnet as a network address and prefix length.
+    pub fn net(self) -> Ipv4Net {
+        self.0
+    }
+
+    /// The host's own address on the network: the first one.
+    pub fn gateway(self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.0.network()) + 1)
+    }
+
+    /// The gateway with the subnet's prefix length, as it is put on the bridge.
+    pub fn gateway_net(self) -> Ipv4Net {
+        // The prefix comes from a valid net, so the fallback is never taken.
+        Ipv4Net::new(self.gateway(), self.0.prefix_len()).unwrap_or(self.0)
+    }
+
+    /// Every address a guest may have: all but the network's, the gateway's and the broadcast address.
+    pub fn guests(self) -> DhcpRange {
+        DhcpRange {
+            first: Ipv4Addr::from(u32::from(self.gateway()) + 1),
+            last: Ipv4Addr::from(u32::from(self.0.broadcast()) - 1),
+        }
+    }
+
+    /// Why no guest can have `address`, if so.
+    pub fn refusal(self, address: Ipv4Addr) -> Option<String> {
+        let net = self.0;
+        if !net.contains(&address) {
+            Some(format!("{address} is outside the subnet {net}"))
+        } else if address == self.gateway() {
+            Some(format!("{address} is the gateway of {net}"))
+        } else if address == net.network() {
+            Some(format!("{address} is the network address of {net}"))
+        } else if address == net.broadcast() {
+            Some(format!("{address} is the broadcast address of {net}"))
+        } else {
+            None
+        }
+    }
+
+    /// Whether the two have an address in common.
+    pub fn overlaps(self, other: Ipv4Net) -> bool {
+        self.0.contains(&other.network()) || other.contains(&self.0.network())
+    }
+}
+
+impl FromStr for Subnet {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let net: Ipv4Net = text
+            .parse()
+            .map_err(|_| format!("{text:?} is not an IPv4 subnet, such as 192.168.100.0/24"))?;
+        if !(8..=29).contains(&net.prefix_len()) {
+            return Err(format!(
+                "a /{} is no size for a network: /8 to /29 are",
+                net.prefix_len()
+            ));
+        }
+        if net.addr() != net.network() {
+            return Err(format!(
+                "{text} has host bits set: the subnet is {}",
+                net.trunc()
+            ));
+        }
+        if net.addr().octets()[0] == 0 || net.addr().is_loopback() || net.addr().octets()[0] >= 224
+        {
+            return Err(format!("{text} is not a range that hosts can have"));
+        }
+        Ok(Self(net))
+    }
+}
+
+impl fmt::Display for Subnet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The addresses that DHCP gives to guests that have none in the file, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DhcpRange {
+    /// The first address.
+    pub first: Ipv4Addr,
+    /// The last address, not below the first.
+    pub last: Ipv4Addr,
+}
+
+impl DhcpRange {
+    /// How many addresses the range has.
+    pub fn count(self) -> u32 {
+        (u32::from(self.last) - u32::from(self.first)).saturating_add(1)
+    }
+
+    /// Whether `address` lies in the range.
+    pub fn contains(self, address: Ipv4Addr) -> bool {
+        (self.first..=self.last).contains(&address)
+    }
+}
+
+impl FromStr for DhcpRange {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let range = || {
+            let (first, last) = text.split_once('-')?;
+            Some(Self {
+                first: first.trim().parse().ok()?,
+                last: last.trim().parse().ok()?,
+            })
+        };
+        range()
+            .filter(|range| range.first <= range.last)
+            .ok_or_else(|| {
+                InvalidValue::new(text, "a range, such as 192.168.100.50-192.168.100.99")
+            })
+    }
+}
+
+/// A DNS domain in lower case, without a dot at its end.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Domain(String);
+
+impl Domain {
+    /// The domain as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Domain {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let label = |label: &str| label.parse::<crate::types::Name>().is_ok();
+        if text.len() > 253 || !text.split('.').all(label) {
+            return Err(InvalidValue::new(
+                text,
+                "a DNS domain in lower case, such as vm.internal",
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A guest's memory, a whole number of MiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Memory(u64);
+
+impl Memory {
+    /// The size in bytes.
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for Memory {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let bytes = || {
+            let (count, shift) = match text.as_bytes().last()? {
+                b'M' => (&text[..text.len() - 1], 20),
+                b'G' => (&text[..text.len() - 1], 30),
+                _ => return None,
+            };
+            let digits = count.bytes().all(|byte| byte.is_ascii_digit());
+            let count: u64 = count.parse().ok().filter(|_| digits)?;
+            count.checked_mul(1 << shift)
+        };
+        // 1 TiB: beyond that it is a slip of the keyboard on the hosts ringtap is for.
+        bytes()
+            .filter(|bytes| (1 << 24..=1 << 40).contains(bytes))
+            .map(Self)
+            .ok_or_else(|| {
+                InvalidValue::new(text, "a memory size, such as 512M or 2G (16M to 1024G)")
+            })
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}M", self.0 >> 20)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subnet_gives_its_gateway_and_the_rest_to_guests() {
+        let subnet: Subnet = "192.168.100.0/29".parse().unwrap();
+        assert_eq!(subnet.gateway_net().to_string(), "192.168.100.1/29");
+        assert_eq!(
+            subnet.guests(),
+            "192.168.100.2-192.168.100.6".parse().unwrap()
+        );
+        assert_eq!(subnet.guests().count(), 5);
+    }
+
+    #[test]
+    fn subnets_overlap_whichever_is_larger() {
+        let subnet: Subnet = "10.66.0.0/24".parse().unwrap();
+        for (other, expected) in [
+            ("10.66.0.0/24", true),
+            ("10.66.0.128/25", true),
+            ("10.0.0.0/8", true),
+            ("10.66.1.0/24", false),
+        ] {
+            assert_eq!(subnet.overlaps(other.parse().unwrap()), expected, "{other}");
+        }
+    }
+
+    #[test]
+    fn memory_has_units_and_bounds() {
+        assert_eq!("2G".parse::<Memory>().unwrap().bytes(), 2 << 30);
+        assert_eq!("512M".parse::<Memory>().unwrap().to_string(), "512M");
+        for bad in [
+            "",
+            "G",
+            "2",
+            "2g",
+            "-1G",
+            "+1G",
+            "0G",
+            "2T",
+            "99999999999G",
+            "8M",
+            "é",
+        ] {
+            assert!(bad.parse::<Memory>().is_err(), "{bad}");
+        }
+    }
+}

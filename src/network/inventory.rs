@@ -1,0 +1,121 @@
+//! What a host has, as a value: the plan's second argument. Data only; `observe` fills it in.
+//!
+//! It goes through serde whole, so that `plan --json` of any host can become a test case.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::types::{MacAddr, Name};
+
+/// The sysctl that makes a host forward IPv4.
+pub const IP_FORWARD: &str = "net.ipv4.ip_forward";
+
+/// What a host has that a plan may depend on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// Where ringtap keeps its files on this host.
+    pub run_dir: PathBuf,
+    /// Its links, with their IPv4 addresses.
+    pub links: Vec<Link>,
+    /// Its IPv4 routes, those of the default route and of its own addresses aside.
+    pub routes: Vec<Route>,
+    /// [`IP_FORWARD`] and the sysctls that the kernel changes along with it, by name.
+    pub forwarding: BTreeMap<String, String>,
+    /// What ringtap has there already, by network.
+    #[serde(default)]
+    pub networks: BTreeMap<Name, Held>,
+}
+
+impl Inventory {
+    /// The link called `name`.
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links.iter().find(|link| link.name == name)
+    }
+
+    /// Whether the host forwards IPv4.
+    pub fn forwards(&self) -> bool {
+        self.forwarding
+            .get(IP_FORWARD)
+            .is_some_and(|value| value == "1")
+    }
+}
+
+/// A link of the host. Its name is a plain text: the kernel allows what `IfName` doesn't.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Its name.
+    pub name: String,
+    /// Its kind as `ip -d link` shows it, such as `bridge`; none for hardware.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Its address, if it is a unicast one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is set up.
+    pub up: bool,
+    /// The bridge or other link it is a port of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master: Option<String>,
+    /// Its IPv4 addresses with their prefix lengths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<Ipv4Net>,
+}
+
+/// An IPv4 route of the host.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Route {
+    /// Where it leads.
+    pub to: Ipv4Net,
+    /// The link it leaves by, if it is that kind of route.
+    pub link: Option<String>,
+}
+
+/// What ringtap made for a network, as its journal has it and as the host confirms.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Whether ringtap made (or was about to make) the network's bridge.
+    pub bridge: bool,
+    /// The addresses ringtap put on it.
+    #[serde(default)]
+    pub addresses: Vec<Ipv4Net>,
+    /// The nft table ringtap loaded last.
+    #[serde(default)]
+    pub table: Option<Table>,
+    /// The dnsmasq that serves it.
+    #[serde(default)]
+    pub dnsmasq: Option<Dnsmasq>,
+}
+
+/// An nft table that ringtap loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// The text it was loaded from.
+    pub rules: String,
+    /// Whether the kernel still lists it as it did right after.
+    pub intact: bool,
+}
+
+/// A running dnsmasq.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dnsmasq {
+    /// Its process.
+    pub pid: u32,
+    /// The files it has read; none if that is not known, or they are no longer as it read them.
+    pub files: Option<DnsmasqFiles>,
+}
+
+/// The texts that dnsmasq reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsmasqFiles {
+    /// Its configuration, read once.
+    pub conf: String,
+    /// `dhcp-hostsfile`, read again on SIGHUP: which MAC address gets which address and name.
+    pub dhcp_hosts: String,
+    /// `addn-hosts`, read again on SIGHUP: names of addresses.
+    pub hosts: String,
+}

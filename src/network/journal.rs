@@ -1,0 +1,308 @@
+//! The run directory: a lock, and a journal of what must be taken back one day.
+//!
+//! The journal is written *ahead*: before a step is done, what takes it back is on disk, so that `down`
+//! finds everything even if ringtap was killed in between. It is replaced by rename, so it is whole at any
+//! moment. One ringtap at a time holds the lock; others wait. When nothing is left to take back, the files
+//! ringtap made here go, and the directory too if ringtap made it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use ipnet::Ipv4Net;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::inventory::DnsmasqFiles;
+use super::plan::Step;
+use crate::types::{IfName, Name};
+
+const JOURNAL: &str = "state.json";
+const LOCK: &str = "lock";
+const NETWORKS: &str = "networks";
+
+/// What ringtap has made on this host and not taken back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Journal {
+    /// The kernel's id of this boot: what was made before the last one is gone.
+    boot: String,
+    /// Whether ringtap made the run directory.
+    made_run_dir: bool,
+    /// What goes with the last network, in the order in which it came about.
+    pub shared: Vec<Step>,
+    /// What goes with each network.
+    pub networks: BTreeMap<Name, Record>,
+}
+
+/// What ringtap has made for a network.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// What takes it back, in the order in which it came about.
+    pub teardown: Vec<Step>,
+    /// The nft table loaded last.
+    pub table: Option<LoadedTable>,
+    /// What dnsmasq has read.
+    pub served: Option<DnsmasqFiles>,
+    /// Whether it is up for guests alone, and goes with the last of them; `up` makes it stay.
+    #[serde(default)]
+    pub for_guests: bool,
+}
+
+/// An nft table, and how the kernel listed it right after.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadedTable {
+    /// The text it was loaded from.
+    pub rules: String,
+    /// Its listing.
+    pub listing: String,
+}
+
+impl Record {
+    /// The name of the bridge ringtap made.
+    pub fn bridge(&self) -> Option<&IfName> {
+        self.teardown.iter().find_map(|step| match step {
+            Step::DeleteBridge { link, .. } => Some(link),
+            _ => None,
+        })
+    }
+
+    /// The addresses ringtap gave to the bridge.
+    pub fn addresses(&self) -> Vec<Ipv4Net> {
+        let address = |step: &Step| match step {
+            Step::DeleteAddress { address, .. } => Some(*address),
+            _ => None,
+        };
+        self.teardown.iter().filter_map(address).collect()
+    }
+}
+
+impl Journal {
+    /// The journal in `run_dir`, empty if there is none of this boot.
+    ///
+    /// # Errors
+    /// It can't be read, or is not a journal.
+    pub fn read(run_dir: &Path) -> Result<Self, RunDirError> {
+        let path = run_dir.join(JOURNAL);
+        let failed = |source| RunDirError::new("read", &path, source);
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(failed)?;
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(failed(error)),
+        };
+        let empty = Self {
+            boot,
+            ..Self::default()
+        };
+        if text.is_empty() {
+            return Ok(empty);
+        }
+        let journal: Self = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
+        Ok(if journal.boot == empty.boot {
+            journal
+        } else {
+            Self {
+                made_run_dir: journal.made_run_dir,
+                ..empty
+            }
+        })
+    }
+
+    /// Whether there is nothing to take back.
+    pub fn is_empty(&self) -> bool {
+        self.networks.is_empty() && self.shared.is_empty()
+    }
+
+    /// Notes what will take `step` back.
+    pub fn before(&mut self, network: Option<&Name>, step: &Step) {
+        let list = self.teardown_of(network);
+        for teardown in step.teardown() {
+            // What was shared before the first change is what goes back, not what a later one found.
+            let known = list
+                .iter()
+                .any(|old| *old == teardown || (teardown.is_shared() && old.is_shared()));
+            if !known {
+                list.push(teardown);
+            }
+        }
+    }
+
+    /// Notes that `step` is done: it is not to be done again by `down`.
+    pub fn after(&mut self, network: Option<&Name>, step: &Step) {
+        self.teardown_of(network).retain(|old| old != step);
+    }
+
+    fn teardown_of(&mut self, network: Option<&Name>) -> &mut Vec<Step> {
+        match network {
+            Some(name) => &mut self.networks.entry(name.clone()).or_default().teardown,
+            None => &mut self.shared,
+        }
+    }
+}
+
+/// The run directory, locked.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    /// What is to be taken back; changes count once [`RunDir::save`]d.
+    pub journal: Journal,
+    /// Held as long as this value, and by programs that it is handed to.
+    pub lock: Flock<File>,
+}
+
+impl RunDir {
+    /// Makes `path` if it is not there, and waits for its lock.
+    ///
+    /// # Errors
+    /// It can't be made, locked or read.
+    pub fn lock(path: &Path) -> Result<Self, RunDirError> {
+        let made = make_run_dir(path)?;
+        let lock = lock(path)?;
+        let mut journal = Journal::read(path)?;
+        // A ringtap killed at its start leaves a directory that it made, and no journal to say so.
+        journal.made_run_dir |= made || holds_no_journal(path);
+        Ok(Self {
+            path: path.to_owned(),
+            journal,
+            lock,
+        })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes the journal, whole or not at all.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn save(&self) -> Result<(), RunDirError> {
+        let path = self.path.join(JOURNAL);
+        let failed = |source| RunDirError::new("write", &path, source);
+        let text =
+            serde_json::to_string_pretty(&self.journal).map_err(|error| failed(error.into()))?;
+        write_whole(&path, &text).map_err(failed)
+    }
+
+    /// Gives the lock back; removes what ringtap made here if there is nothing left to take back.
+    ///
+    /// # Errors
+    /// A file of ringtap's can't be removed.
+    pub fn close(self) -> Result<(), RunDirError> {
+        if !self.journal.is_empty() {
+            return Ok(());
+        }
+        let remove = |name: &str, how: fn(&Path) -> io::Result<()>| {
+            let path = self.path.join(name);
+            match how(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(RunDirError::new("remove", &path, error))
+                }
+                _ => Ok(()),
+            }
+        };
+        remove(NETWORKS, |path| fs::remove_dir(path))?;
+        remove(&temporary(JOURNAL), |path| fs::remove_file(path))?;
+        remove(JOURNAL, |path| fs::remove_file(path))?;
+        remove(LOCK, |path| fs::remove_file(path))?;
+        if self.journal.made_run_dir {
+            // Others, guests among them, may have files here: then it stays.
+            let _ = fs::remove_dir(&self.path);
+        }
+        Ok(())
+    }
+}
+
+/// Writes a file by renaming a whole one over it, readable by all whatever the umask: by dnsmasq, that is.
+///
+/// # Errors
+/// The file system's.
+pub fn write_whole(path: &Path, text: &str) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let new = path.with_file_name(temporary(&name));
+    fs::write(&new, text)?;
+    fs::set_permissions(&new, Permissions::from_mode(0o644))?;
+    fs::rename(&new, path)
+}
+
+fn temporary(name: &str) -> String {
+    format!("{name}.new")
+}
+
+/// Makes directory `path`, open to all whatever the umask, if it is not there; whether it had to be made.
+///
+/// # Errors
+/// The file system's.
+pub fn make_dir(path: &Path) -> io::Result<bool> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(false),
+        done => {
+            done?;
+            fs::set_permissions(path, Permissions::from_mode(0o755))?;
+            Ok(true)
+        }
+    }
+}
+
+fn make_run_dir(path: &Path) -> Result<bool, RunDirError> {
+    make_dir(path).map_err(|source| RunDirError::new("make run directory", path, source))
+}
+
+fn lock(dir: &Path) -> Result<Flock<File>, RunDirError> {
+    let path = dir.join(LOCK);
+    let failed = |source| RunDirError::new("lock", &path, source);
+    loop {
+        make_run_dir(dir)?;
+        let file = File::create(&path).map_err(failed)?;
+        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((file, Errno::EWOULDBLOCK)) => {
+                let text = format!("another ringtap is at work in {}: waiting", dir.display());
+                let _ = writeln!(io::stderr(), "{text}");
+                let locked = Flock::lock(file, FlockArg::LockExclusive);
+                locked.map_err(|(_, errno)| failed(errno.into()))?
+            }
+            Err((_, errno)) => return Err(failed(errno.into())),
+        };
+        // The one we waited for may have removed the file we now hold: then it locks nothing.
+        let held = lock.metadata().map_err(failed)?.ino();
+        if fs::metadata(&path).is_ok_and(|there| there.ino() == held) {
+            return Ok(lock);
+        }
+    }
+}
+
+/// Whether `dir` has nothing but what a ringtap leaves that is killed before its first journal is whole.
+fn holds_no_journal(dir: &Path) -> bool {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return false;
+    };
+    let first = [LOCK.to_owned(), temporary(JOURNAL)];
+    entries
+        .flatten()
+        .all(|entry| first.iter().any(|name| entry.file_name() == name.as_str()))
+}
+
+/// The run directory can't be used.
+#[derive(Debug, Error)]
+#[error("cannot {doing} {}", path.display())]
+pub struct RunDirError {
+    doing: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl RunDirError {
+    pub(super) fn new(doing: &'static str, path: &Path, source: io::Error) -> Self {
+        Self {
+            doing,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}

@@ -1,0 +1,529 @@
+//! Networks: what a file wants, made so on the host, and taken back.
+//!
+//! ```text
+//! Config (a value) ┐
+//!                  ├→ plan::plan → steps → apply::up → the host → observe again: nothing left to do?
+//! host → observe → Inventory ┘                │ one fails: undo in reverse
+//!                                             ↓
+//!                                  journal, written ahead → apply::down
+//! ```
+//!
+//! [`plan`] and [`status`] look and compare; they change nothing, not even the run directory. [`up`] holds the
+//! run directory's lock, refuses before it touches anything where something stands in the way, and verifies by
+//! looking again. [`down`] works from the journal alone, so it takes back what was done even if the file has
+//! changed since. The host is touched under [`apply`] and nowhere else.
+
+pub mod apply;
+pub mod inventory;
+pub mod journal;
+pub mod observe;
+pub mod plan;
+mod plug;
+pub mod port;
+
+use std::collections::BTreeSet;
+use std::error::Error as StdError;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf, absolute};
+use std::process::ExitCode;
+
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::cli::{HostArgs, NetworkArgs, ReportArgs};
+use crate::config::{Config, Network, Problems};
+use crate::programs::{DNSMASQ, NFT, ToolError, require};
+use crate::types::Name;
+use apply::netlink::{Netlink, NetlinkError};
+use apply::{UpError, say};
+use inventory::Inventory;
+use journal::{Journal, Record, RunDir, RunDirError};
+use observe::{ObserveError, observe};
+use plan::{Clashes, Planned};
+
+pub use plug::{Plugged, plug};
+
+/// Why a command on networks failed; the causes are in its chain of sources.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The file, or a name on the command line.
+    #[error("nothing was done: the configuration has problems")]
+    Config(#[from] Problems),
+    /// The run directory's name.
+    #[error(
+        "--run-dir {}: {reason}; choose one of letters, digits and any of /._-+@:=~",
+        path.display()
+    )]
+    RunDirName {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// dnsmasq, which gives up root, would not get at its files.
+    #[error(
+        "dnsmasq, which runs as an ordinary user, could not read its files in {}, since {} is closed to \
+         others; run chmod o+x {}, or choose another --run-dir", .run_dir.display(), .closed.display(), .closed.display()
+    )]
+    RunDirClosed {
+        /// The run directory.
+        run_dir: PathBuf,
+        /// It, or the directory above it, that is closed.
+        closed: PathBuf,
+    },
+    /// No CAP_NET_ADMIN.
+    #[error(
+        "networks need root (CAP_NET_ADMIN), even to look at nftables; run it as root, or through sudo"
+    )]
+    Privilege,
+    /// nft or dnsmasq.
+    #[error("a program that networks need is missing")]
+    Tool(#[from] ToolError),
+    /// The run directory.
+    #[error("the run directory can't be used")]
+    RunDir(#[from] RunDirError),
+    /// The kernel can't be asked.
+    #[error("the kernel's links can't be had")]
+    Netlink(#[from] NetlinkError),
+    /// The host can't be looked at.
+    #[error("the host can't be looked at; nothing was changed")]
+    Observe(#[from] ObserveError),
+    /// Something on the host is in the way.
+    #[error("something on this host stands in the way; nothing was changed")]
+    Clashes(#[from] Clashes),
+    /// A step failed.
+    #[error("the networks could not be brought up")]
+    Up(#[from] UpError),
+    /// All steps went well and yet the host is not as it should be.
+    #[error(
+        "every step went well, but the host is not as the file wants it; something else changes it. Left:\n{0}"
+    )]
+    Unverified(String),
+    /// Guests are plugged into a network that was to go.
+    #[error(
+        "network {network} is in use: {} on its bridge; stop the guests first (nothing was changed)",
+        ports.join(", ")
+    )]
+    InUse {
+        /// The network.
+        network: Name,
+        /// The links on its bridge.
+        ports: Vec<String>,
+    },
+    /// Some of it could not be taken back.
+    #[error("not all could be taken back; run `ringtap down` again once this is mended:\n{0}")]
+    Down(String),
+}
+
+/// `ringtap plan`: prints what [`up`] would do.
+///
+/// # Errors
+/// The file has problems, the host can't be looked at, or something stands in the way.
+pub fn plan(args: &ReportArgs) -> Result<(), Error> {
+    let host = &args.network.host;
+    let config = Config::load(&host.config)?;
+    let chosen = config.chosen(&args.network.names)?;
+    let (_, inventory) = look(host)?;
+    let steps = plan::plan(&config, &chosen, &inventory)?;
+    if args.json {
+        print_json(&PlanReport {
+            steps: steps.iter().map(Described::new).collect(),
+            inventory,
+        });
+    } else if steps.is_empty() {
+        say("# nothing to do");
+    } else {
+        say(script(&steps).trim_end());
+    }
+    Ok(())
+}
+
+/// `steps` as the commands a person would type, under a heading for each network.
+pub fn script(steps: &[Planned]) -> String {
+    let mut text = String::new();
+    let mut heading = String::new();
+    for planned in steps {
+        let of = match &planned.network {
+            Some(name) => format!("# network {name}\n"),
+            None => "# the host\n".to_owned(),
+        };
+        if of != heading {
+            text.push_str(&of);
+            heading = of;
+        }
+        text.push_str(&format!("{}\n", planned.step));
+    }
+    text
+}
+
+/// `ringtap up`: brings networks up, printing each step on stdout; does nothing where they are.
+///
+/// # Errors
+/// Something stands in the way, or a step failed: then what had been done is taken back.
+pub fn up(args: &NetworkArgs) -> Result<(), Error> {
+    let config = Config::load(&args.host.config)?;
+    let chosen = config.chosen(&args.names)?;
+    with_run_dir(&args.host, |run_dir, netlink| {
+        make_so(run_dir, netlink, &config, &chosen)?;
+        for record in records_of(&mut run_dir.journal, &chosen) {
+            record.for_guests = false;
+        }
+        Ok(run_dir.save()?)
+    })
+}
+
+/// Does `work` with the run directory locked, once it is clear that networks can be had here at all.
+fn with_run_dir<T>(
+    host: &HostArgs,
+    work: impl FnOnce(&mut RunDir, &Netlink) -> Result<T, Error>,
+) -> Result<T, Error> {
+    require_privilege()?;
+    require(NFT)?;
+    require(DNSMASQ)?;
+    let path = run_dir_path(host)?;
+    require_open(&path)?;
+    let netlink = Netlink::open()?;
+    let mut run_dir = RunDir::lock(&path)?;
+    let done = work(&mut run_dir, &netlink);
+    let closed = run_dir.close();
+    let value = done?;
+    closed?;
+    Ok(value)
+}
+
+fn records_of<'j>(
+    journal: &'j mut Journal,
+    names: &'j BTreeSet<Name>,
+) -> impl Iterator<Item = &'j mut Record> {
+    let networks = journal.networks.iter_mut();
+    networks.filter_map(|(name, record)| names.contains(name).then_some(record))
+}
+
+fn make_so(
+    run_dir: &mut RunDir,
+    netlink: &Netlink,
+    config: &Config,
+    names: &BTreeSet<Name>,
+) -> Result<(), Error> {
+    let steps = left_to_do(run_dir, netlink, config, names)?;
+    if steps.is_empty() {
+        say(format_args!("nothing to do: {} up", list(names)));
+        return Ok(());
+    }
+    apply::up(run_dir, netlink, &steps)?;
+    let left = left_to_do(run_dir, netlink, config, names)?;
+    if !left.is_empty() {
+        return Err(Error::Unverified(script(&left)));
+    }
+    say(format_args!("up and verified: {}", list(names)));
+    Ok(())
+}
+
+fn left_to_do(
+    run_dir: &RunDir,
+    netlink: &Netlink,
+    config: &Config,
+    names: &BTreeSet<Name>,
+) -> Result<Vec<Planned>, Error> {
+    let inventory = observe(netlink, run_dir.path(), &run_dir.journal)?;
+    Ok(plan::plan(config, names, &inventory)?)
+}
+
+/// `ringtap down`: takes back what [`up`] did.
+///
+/// # Errors
+/// Guests are still plugged in, or some of it could not be taken back.
+pub fn down(args: &NetworkArgs) -> Result<(), Error> {
+    let path = run_dir_path(&args.host)?;
+    if !path.exists() {
+        return nothing_to_take_back(args, &Journal::default());
+    }
+    require_privilege()?;
+    let netlink = Netlink::open()?;
+    let mut run_dir = RunDir::lock(&path)?;
+    let done = take_down(&mut run_dir, &netlink, args);
+    let closed = run_dir.close();
+    done?;
+    Ok(closed?)
+}
+
+fn take_down(run_dir: &mut RunDir, netlink: &Netlink, args: &NetworkArgs) -> Result<(), Error> {
+    let journal = &run_dir.journal;
+    let meant = |name: &&Name| args.names.is_empty() || args.names.contains(name);
+    let names: Vec<Name> = journal.networks.keys().filter(meant).cloned().collect();
+    // Without a network, what they shared may still be left of a `down` that failed.
+    if names.is_empty() && (journal.shared.is_empty() || !journal.networks.is_empty()) {
+        return nothing_to_take_back(args, journal);
+    }
+    refuse_in_use(journal, netlink, &names)?;
+    let failures = apply::down(run_dir, netlink, &names)?;
+    if failures.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Down(failures.join("\n")))
+    }
+}
+
+/// That there is nothing to do is success, unless a name on the command line is nobody's.
+fn nothing_to_take_back(args: &NetworkArgs, journal: &Journal) -> Result<(), Error> {
+    let unknown = args
+        .names
+        .iter()
+        .any(|name| !journal.networks.contains_key(name));
+    if unknown {
+        Config::load(&args.host.config)?.chosen(&args.names)?;
+    }
+    say("nothing to take back");
+    Ok(())
+}
+
+fn refuse_in_use(journal: &Journal, netlink: &Netlink, names: &[Name]) -> Result<(), Error> {
+    for name in names {
+        let ports = ports(journal, netlink, name)?;
+        if !ports.is_empty() {
+            return Err(Error::InUse {
+                network: name.clone(),
+                ports,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The links on the bridge that ringtap made for the network.
+fn ports(journal: &Journal, netlink: &Netlink, name: &Name) -> Result<Vec<String>, Error> {
+    let record = journal.networks.get(name);
+    match record.and_then(Record::bridge) {
+        Some(bridge) => Ok(observe::ports(netlink, bridge.as_str())?),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// `ringtap status`: shows networks as they are and as the file wants them; exit code 1 where they differ.
+///
+/// # Errors
+/// The file has problems, or the host can't be looked at.
+pub fn status(args: &ReportArgs) -> Result<ExitCode, Error> {
+    let host = &args.network.host;
+    let config = Config::load(&host.config)?;
+    let chosen = config.chosen(&args.network.names)?;
+    let (journal, inventory) = look(host)?;
+    let networks: Vec<NetworkStatus> = chosen
+        .iter()
+        .filter_map(|name| config.networks.get(name))
+        .map(|network| NetworkStatus::of(&config, network, &inventory))
+        .collect();
+    let all_up = networks.iter().all(|network| network.state == State::Up);
+    let forgotten = journal
+        .networks
+        .keys()
+        .filter(|name| !config.networks.contains_key(name));
+    let report = StatusReport {
+        networks,
+        not_in_file: forgotten.cloned().collect(),
+    };
+    if args.json {
+        print_json(&report);
+    } else {
+        report.print();
+    }
+    Ok(if all_up {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// What `plan --json` prints: with the inventory it is a test case.
+#[derive(Serialize)]
+struct PlanReport {
+    steps: Vec<Described>,
+    inventory: Inventory,
+}
+
+/// A step with the command it equals.
+#[derive(Serialize)]
+struct Described {
+    command: String,
+    #[serde(flatten)]
+    planned: Planned,
+}
+
+impl Described {
+    fn new(planned: &Planned) -> Self {
+        Self {
+            command: planned.step.to_string(),
+            planned: planned.clone(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct StatusReport {
+    networks: Vec<NetworkStatus>,
+    /// Networks that are up though the file no longer has them.
+    not_in_file: Vec<Name>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum State {
+    /// As the file wants it.
+    Up,
+    /// ringtap has made nothing of it.
+    Down,
+    /// ringtap made it, and it is no longer as the file wants it.
+    Drifted,
+}
+
+/// A network as it is.
+#[derive(Serialize)]
+struct NetworkStatus {
+    name: Name,
+    state: State,
+    bridge: String,
+    gateway: String,
+    dnsmasq_pid: Option<u32>,
+    ports: Vec<String>,
+    /// What `up` would do, a line each.
+    steps: Vec<String>,
+    /// What stands in the way of that.
+    clashes: Option<String>,
+}
+
+impl NetworkStatus {
+    fn of(config: &Config, network: &Network, inventory: &Inventory) -> Self {
+        let held = inventory.networks.get(&network.name);
+        let bridge = network.bridge().to_string();
+        let (steps, clashes) = match plan::plan(config, &[network.name.clone()].into(), inventory) {
+            Ok(steps) => (
+                steps.iter().map(|planned| planned.step.line()).collect(),
+                None,
+            ),
+            Err(clashes) => (Vec::new(), Some(clashes.to_string())),
+        };
+        let state = match held {
+            None => State::Down,
+            Some(_) if steps.is_empty() && clashes.is_none() => State::Up,
+            Some(_) => State::Drifted,
+        };
+        let ports = inventory
+            .links
+            .iter()
+            .filter(|link| link.master.as_ref() == Some(&bridge));
+        Self {
+            name: network.name.clone(),
+            state,
+            gateway: network.subnet.gateway_net().to_string(),
+            dnsmasq_pid: held.and_then(|held| Some(held.dnsmasq.as_ref()?.pid)),
+            ports: ports.map(|link| link.name.clone()).collect(),
+            bridge,
+            steps,
+            clashes,
+        }
+    }
+}
+
+impl StatusReport {
+    fn print(&self) {
+        for network in &self.networks {
+            let state = match network.state {
+                State::Up => "up",
+                State::Down => "down",
+                State::Drifted => "drifted",
+            };
+            say(format_args!("{}: {state}", network.name));
+            say(format_args!(
+                "  bridge {}, gateway {}",
+                network.bridge, network.gateway
+            ));
+            if let Some(pid) = network.dnsmasq_pid {
+                say(format_args!("  dnsmasq {pid}"));
+            }
+            if !network.ports.is_empty() {
+                say(format_args!("  ports {}", network.ports.join(", ")));
+            }
+            if let Some(clashes) = &network.clashes {
+                say(format_args!("  in the way: {clashes}"));
+            }
+            // Of a network that is down, all is missing: `plan` shows it.
+            if network.state == State::Drifted && !network.steps.is_empty() {
+                say(format_args!("  `ringtap up {}` would:", network.name));
+                network
+                    .steps
+                    .iter()
+                    .for_each(|step| say(format_args!("    {step}")));
+            }
+        }
+        for name in &self.not_in_file {
+            say(format_args!(
+                "{name}: up, but not in the file; `ringtap down {name}` takes it back"
+            ));
+        }
+    }
+}
+
+fn print_json(report: &impl Serialize) {
+    // Serializing such values can't fail; `{:#}` of a Value prints it over several lines.
+    say(format_args!("{:#}", serde_json::json!(report)));
+}
+
+/// The journal and the host, without touching either.
+fn look(host: &HostArgs) -> Result<(Journal, Inventory), Error> {
+    require_privilege()?;
+    let path = run_dir_path(host)?;
+    let netlink = Netlink::open()?;
+    let journal = Journal::read(&path)?;
+    let inventory = observe(&netlink, &path, &journal)?;
+    Ok((journal, inventory))
+}
+
+fn list(names: &BTreeSet<Name>) -> String {
+    let names: Vec<&str> = names.iter().map(Name::as_str).collect();
+    names.join(", ")
+}
+
+/// The run directory from the root, of characters that mean nothing to dnsmasq's file or a shell.
+fn run_dir_path(host: &HostArgs) -> Result<PathBuf, Error> {
+    let refused = |reason| Error::RunDirName {
+        path: host.run_dir.clone(),
+        reason,
+    };
+    let path = absolute(&host.run_dir).map_err(|_| refused("not a path"))?;
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-+@:=~".contains(byte);
+    match path.as_os_str().as_encoded_bytes().iter().all(plain) {
+        true => Ok(path),
+        false => Err(refused("dnsmasq could not read such a path")),
+    }
+}
+
+/// dnsmasq gives up root before it reads its hosts files: it must be able to get to them.
+fn require_open(run_dir: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::MetadataExt;
+    let closed = |dir: &&Path| fs::metadata(dir).is_ok_and(|there| there.mode() & 0o001 == 0);
+    match run_dir.ancestors().find(closed) {
+        None => Ok(()),
+        Some(closed) => Err(Error::RunDirClosed {
+            run_dir: run_dir.to_owned(),
+            closed: closed.to_owned(),
+        }),
+    }
+}
+
+/// CAP_NET_ADMIN, for links, addresses and nftables alike, even to look at the latter.
+fn require_privilege() -> Result<(), Error> {
+    const CAP_NET_ADMIN: u64 = 12;
+    match effective_capabilities() {
+        Ok(set) if set & (1 << CAP_NET_ADMIN) == 0 => Err(Error::Privilege),
+        // Without /proc to ask, what follows says what it may not do.
+        _ => Ok(()),
+    }
+}
+
+fn effective_capabilities() -> Result<u64, Box<dyn StdError>> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let set = line.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    Ok(u64::from_str_radix(set.trim(), 16)?)
+}

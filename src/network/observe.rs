@@ -1,0 +1,239 @@
+//! Looks at the host and changes nothing: fills an [`Inventory`].
+//!
+//! Links, addresses and routes come through rtnetlink, sysctls from `/proc`, tables from `nft`, processes
+//! from `/proc`. What ringtap made is what its journal says, as far as the host confirms it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+
+use futures_util::TryStreamExt;
+use ipnet::Ipv4Net;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::{Handle, RouteMessageBuilder};
+use thiserror::Error;
+
+use super::apply::netlink::{Netlink, NetlinkError};
+use super::apply::{nft, sysctl};
+use super::inventory::{Dnsmasq, DnsmasqFiles, Held, Inventory, Link, Route, Table};
+use super::journal::{Journal, Record};
+use super::plan::{conf_option, files, network_dir, table_name};
+use crate::programs::{Process, ToolError};
+use crate::types::{MacAddr, Name};
+
+/// The host can't be looked at.
+#[derive(Debug, Error)]
+pub enum ObserveError {
+    /// Links, addresses or routes.
+    #[error("cannot look at the host's links")]
+    Links(#[from] NetlinkError),
+    /// Tables.
+    #[error("cannot look at the host's nftables")]
+    Tables(#[from] ToolError),
+    /// Sysctls.
+    #[error("cannot read sysctls under /proc/sys/net")]
+    Sysctls(#[source] io::Error),
+}
+
+/// What the host has, and what of it ringtap made according to `journal`.
+///
+/// # Errors
+/// The host can't be looked at.
+pub fn observe(
+    netlink: &Netlink,
+    run_dir: &Path,
+    journal: &Journal,
+) -> Result<Inventory, ObserveError> {
+    let (links, names) = links(netlink)?;
+    let listings = nft::listings()?;
+    let networks = journal
+        .networks
+        .iter()
+        .map(|(name, record)| (name.clone(), held(run_dir, name, record, &listings)))
+        .collect();
+    Ok(Inventory {
+        run_dir: run_dir.to_owned(),
+        links,
+        routes: routes(netlink, &names)?,
+        forwarding: sysctl::forwarding().map_err(ObserveError::Sysctls)?,
+        networks,
+    })
+}
+
+/// The names of the links that are ports of `bridge`.
+///
+/// # Errors
+/// The kernel can't be asked.
+pub fn ports(netlink: &Netlink, bridge: &str) -> Result<Vec<String>, NetlinkError> {
+    let (links, _) = links(netlink)?;
+    let ports = links
+        .into_iter()
+        .filter(|link| link.master.as_deref() == Some(bridge));
+    Ok(ports.map(|link| link.name).collect())
+}
+
+fn held(run_dir: &Path, name: &Name, record: &Record, listings: &BTreeMap<String, String>) -> Held {
+    let dir = network_dir(run_dir, name);
+    let listed = listings.get(&table_name(name));
+    let served = record.served.as_ref();
+    Held {
+        bridge: record.bridge().is_some(),
+        addresses: record.addresses(),
+        table: record.table.as_ref().map(|table| Table {
+            rules: table.rules.clone(),
+            intact: listed == Some(&table.listing),
+        }),
+        dnsmasq: dnsmasq(&dir).map(|process| Dnsmasq {
+            pid: process.pid,
+            files: served.filter(|served| on_disk(&dir, served)).cloned(),
+        }),
+    }
+}
+
+/// The dnsmasq that serves from `dir`.
+pub fn dnsmasq(dir: &Path) -> Option<Process> {
+    Process::find(&dir.join(files::PID), &conf_option(dir))
+}
+
+fn on_disk(dir: &Path, served: &DnsmasqFiles) -> bool {
+    [
+        (files::CONF, &served.conf),
+        (files::DHCP_HOSTS, &served.dhcp_hosts),
+        (files::HOSTS, &served.hosts),
+    ]
+    .iter()
+    .all(|(name, text)| fs::read_to_string(dir.join(name)).is_ok_and(|there| there == **text))
+}
+
+type LinkNames = BTreeMap<u32, String>;
+
+fn links(netlink: &Netlink) -> Result<(Vec<Link>, LinkNames), NetlinkError> {
+    let messages: Vec<LinkMessage> = netlink.ask("list links", |handle: Handle| async move {
+        handle.link().get().execute().try_collect().await
+    })?;
+    let addresses: Vec<AddressMessage> = netlink
+        .ask("list addresses", |handle: Handle| async move {
+            handle.address().get().execute().try_collect().await
+        })?;
+    let names: LinkNames = messages
+        .iter()
+        .filter_map(|link| Some((link.header.index, link_name(link)?)))
+        .collect();
+    let links = messages
+        .iter()
+        .filter_map(|message| link(message, &names, &addresses))
+        .collect();
+    Ok((links, names))
+}
+
+fn link_name(message: &LinkMessage) -> Option<String> {
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.clone()),
+            _ => None,
+        })
+}
+
+fn link(message: &LinkMessage, names: &LinkNames, addresses: &[AddressMessage]) -> Option<Link> {
+    let index = message.header.index;
+    let mut link = Link {
+        name: link_name(message)?,
+        kind: None,
+        mac: None,
+        mtu: 0,
+        up: message.header.flags.contains(LinkFlags::Up),
+        master: None,
+        addresses: addresses
+            .iter()
+            .filter_map(|address| ipv4_of(address, index))
+            .collect(),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Controller(index) => link.master = names.get(index).cloned(),
+            LinkAttribute::Address(bytes) => link.mac = unicast(bytes),
+            LinkAttribute::LinkInfo(infos) => link.kind = infos.iter().find_map(kind),
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn unicast(bytes: &[u8]) -> Option<MacAddr> {
+    let text: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    text.join(":").parse().ok()
+}
+
+fn kind(info: &LinkInfo) -> Option<String> {
+    match info {
+        LinkInfo::Kind(kind) => Some(kind.to_string()),
+        _ => None,
+    }
+}
+
+/// The IPv4 address of `message`, if it is one of link `index`.
+fn ipv4_of(message: &AddressMessage, index: u32) -> Option<Ipv4Net> {
+    let ours = message.header.index == index && message.header.family == AddressFamily::Inet;
+    // `Local` is the link's own; `Address` is the peer's on a point-to-point link.
+    let local = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Local(IpAddr::V4(ip)) => Some(*ip),
+            _ => None,
+        });
+    Ipv4Net::new(local.filter(|_| ours)?, message.header.prefix_len).ok()
+}
+
+fn routes(netlink: &Netlink, names: &LinkNames) -> Result<Vec<Route>, NetlinkError> {
+    let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let messages: Vec<RouteMessage> = netlink.ask("list routes", |handle: Handle| async move {
+        handle.route().get(all).execute().try_collect().await
+    })?;
+    let mut routes: Vec<Route> = messages
+        .iter()
+        .filter_map(|message| route(message, names))
+        .collect();
+    routes.sort();
+    routes.dedup();
+    Ok(routes)
+}
+
+/// The route of `message`, but for the default route (everything overlaps that) and those the kernel makes
+/// for a link's own addresses and broadcasts.
+fn route(message: &RouteMessage, names: &LinkNames) -> Option<Route> {
+    let prefix = message.header.destination_prefix_length;
+    let local = matches!(
+        message.header.kind,
+        RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast
+    );
+    if local || prefix == 0 {
+        return None;
+    }
+    let to = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(*ip),
+            _ => None,
+        })?;
+    let link = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => names.get(index).cloned(),
+            _ => None,
+        });
+    Some(Route {
+        to: Ipv4Net::new(to, prefix).ok()?,
+        link,
+    })
+}

@@ -1,0 +1,205 @@
+//! What must happen to a host so that it has the networks a file describes: a function of the two.
+//!
+//! [`plan`] compares the file with the [`Inventory`] and gives the [`Step`]s from one to the other, none where
+//! they agree, or refuses with every [`Clash`] it sees. Nothing here reads a file, runs a program or opens a
+//! socket: golden folders under `tests/plans` hold file, inventory and expected steps.
+
+mod dnsmasq;
+mod nat;
+mod step;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::inventory::{Inventory, Link};
+use crate::config::{Config, Mode, Network};
+use crate::types::Name;
+pub use step::{Step, conf_option, files, replace_script};
+
+/// The kernel's MTU for a link that is told none, in bytes.
+const DEFAULT_MTU: u32 = 1500;
+
+/// A step and what it is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Planned {
+    /// The network; none where several share what the step makes.
+    pub network: Option<Name>,
+    /// The step.
+    #[serde(flatten)]
+    pub step: Step,
+}
+
+/// The steps that make the `chosen` networks of `config` on the host of `inventory`, in order.
+///
+/// # Errors
+/// Something on the host stands in the way.
+pub fn plan(
+    config: &Config,
+    chosen: &BTreeSet<Name>,
+    inventory: &Inventory,
+) -> Result<Vec<Planned>, Clashes> {
+    let networks: Vec<&Network> = chosen
+        .iter()
+        .filter_map(|name| config.networks.get(name))
+        .collect();
+    let clashes = clashes(&networks, inventory);
+    if !clashes.is_empty() {
+        return Err(Clashes(clashes));
+    }
+    let mut steps: Vec<Planned> = networks
+        .iter()
+        .flat_map(|network| {
+            let steps = match network.mode {
+                Mode::Nat => nat::steps(config, network, inventory),
+            };
+            let name = network.name.clone();
+            steps.into_iter().map(move |step| Planned {
+                network: Some(name.clone()),
+                step,
+            })
+        })
+        .collect();
+    // Last, once every network has its rules: this opens the host to forwarding as a whole.
+    let forwarding = networks.iter().any(|network| network.mode == Mode::Nat);
+    if forwarding && !inventory.forwards() {
+        steps.push(Planned {
+            network: None,
+            step: Step::EnableForwarding {
+                before: inventory.forwarding.clone(),
+            },
+        });
+    }
+    Ok(steps)
+}
+
+/// What undoes `teardown`, the list of what must be taken back in the order in which it came about.
+///
+/// Backwards, and without the addresses of bridges that go anyway.
+pub fn take_back(teardown: &[Step]) -> Vec<Step> {
+    let goes = |link: &_| {
+        let deletes = |step: &Step| matches!(step, Step::DeleteBridge { link: l, .. } if l == link);
+        teardown.iter().any(deletes)
+    };
+    teardown
+        .iter()
+        .rev()
+        .filter(|step| !matches!(step, Step::DeleteAddress { link, .. } if goes(link)))
+        .cloned()
+        .collect()
+}
+
+/// Where the files of network `name` are.
+pub fn network_dir(run_dir: &Path, name: &Name) -> PathBuf {
+    run_dir.join("networks").join(name.as_str())
+}
+
+/// The nft table of network `name`, of family inet.
+pub fn table_name(name: &Name) -> String {
+    format!("ringtap_{name}")
+}
+
+fn desired_mtu(network: &Network) -> u32 {
+    network.mtu.map_or(DEFAULT_MTU, u32::from)
+}
+
+/// Something on the host that a network can't be made beside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Clash {
+    network: Name,
+    cause: String,
+    remedy: String,
+}
+
+/// All that stands in the way; prints one a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Clashes(Vec<Clash>);
+
+impl fmt::Display for Clashes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, clash) in self.0.iter().enumerate() {
+            if index > 0 {
+                writeln!(f)?;
+            }
+            write!(
+                f,
+                "network {}: {}; {}",
+                clash.network, clash.cause, clash.remedy
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Clashes {}
+
+fn clashes(networks: &[&Network], inventory: &Inventory) -> Vec<Clash> {
+    let mut clashes = Vec::new();
+    let bridges: BTreeSet<String> = networks
+        .iter()
+        .map(|network| network.bridge().to_string())
+        .collect();
+    for network in networks {
+        let cause = taken_name(network, inventory).or_else(|| {
+            // The chosen networks' own bridges may hold an old address until this plan is done.
+            taken_addresses(network, inventory, &|link| bridges.contains(link))
+        });
+        if let Some((cause, remedy)) = cause {
+            clashes.push(Clash {
+                network: network.name.clone(),
+                cause,
+                remedy,
+            });
+        }
+    }
+    clashes
+}
+
+/// A link that has the bridge's name and is not the bridge ringtap made.
+fn taken_name(network: &Network, inventory: &Inventory) -> Option<(String, String)> {
+    let name = network.bridge();
+    let found = inventory.link(name.as_str())?;
+    let held = inventory.networks.get(&network.name);
+    if held.is_some_and(|held| held.bridge) && is_bridge_of(network, found) {
+        return None;
+    }
+    Some((
+        format!("the host has a link `{name}` that this ringtap did not make"),
+        format!("rename the network, or delete the link: ip link delete {name}"),
+    ))
+}
+
+fn is_bridge_of(network: &Network, found: &Link) -> bool {
+    found.kind.as_deref() == Some("bridge") && found.mac == Some(nat::bridge_mac(network))
+}
+
+/// An address or route of another link that shares addresses with the network.
+fn taken_addresses(
+    network: &Network,
+    inventory: &Inventory,
+    ours: &dyn Fn(&str) -> bool,
+) -> Option<(String, String)> {
+    let subnet = network.subnet;
+    let remedy = || format!("choose another subnet than {subnet}");
+    for link in inventory.links.iter().filter(|link| !ours(&link.name)) {
+        for address in &link.addresses {
+            if subnet.overlaps(*address) {
+                let cause = format!("{subnet} overlaps {address} on link `{}`", link.name);
+                return Some((cause, remedy()));
+            }
+        }
+    }
+    for route in &inventory.routes {
+        if !route.link.as_deref().is_some_and(ours) && subnet.overlaps(route.to) {
+            let over = match &route.link {
+                Some(link) => format!("over link `{link}`"),
+                None => "of the host".to_owned(),
+            };
+            let cause = format!("{subnet} overlaps the route to {} {over}", route.to);
+            return Some((cause, remedy()));
+        }
+    }
+    None
+}

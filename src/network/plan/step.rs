@@ -1,0 +1,309 @@
+//! A step of a plan: one change to the host, as a value.
+//!
+//! It prints as what a person would type to the same end ([`Display`](fmt::Display) the whole of it,
+//! [`Step::line`] its gist), knows the step that takes it back ([`Step::undo`]), and what `down` must do
+//! one day because of it ([`Step::teardown`]). The two differ where something of ours is changed rather than
+//! made: the undo of a new rule set is the old one, its teardown is no table at all.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::network::inventory::{DnsmasqFiles, IP_FORWARD};
+use crate::types::{IfName, MacAddr};
+
+/// One change to the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum Step {
+    /// Make a bridge.
+    AddBridge {
+        /// Its name.
+        link: IfName,
+        /// Its own address, so that it does not change with its ports.
+        mac: MacAddr,
+    },
+    /// Delete a bridge that [`Step::AddBridge`] made; a link with another address is left alone.
+    DeleteBridge {
+        /// Its name.
+        link: IfName,
+        /// The address it was made with.
+        mac: MacAddr,
+    },
+    /// Set a link's MTU.
+    SetMtu {
+        /// The link.
+        link: IfName,
+        /// The MTU in bytes.
+        mtu: u32,
+        /// What it was before.
+        was: u32,
+    },
+    /// Set a link up.
+    SetUp {
+        /// The link.
+        link: IfName,
+    },
+    /// Set a link down.
+    SetDown {
+        /// The link.
+        link: IfName,
+    },
+    /// Give a link an address.
+    AddAddress {
+        /// The link.
+        link: IfName,
+        /// The address with its prefix length.
+        address: Ipv4Net,
+    },
+    /// Take an address from a link.
+    DeleteAddress {
+        /// The link.
+        link: IfName,
+        /// The address with its prefix length.
+        address: Ipv4Net,
+    },
+    /// Load an nft table of family inet in place of the one of that name, in one transaction.
+    ReplaceTable {
+        /// Its name.
+        table: String,
+        /// The whole table as nft reads it.
+        rules: String,
+        /// What ringtap had loaded before.
+        was: Option<String>,
+    },
+    /// Delete an nft table of family inet.
+    DeleteTable {
+        /// Its name.
+        table: String,
+    },
+    /// Make the host forward IPv4.
+    EnableForwarding {
+        /// The sysctls that the kernel changes along with it, as they were.
+        before: BTreeMap<String, String>,
+    },
+    /// Put back what [`Step::EnableForwarding`] changed.
+    RestoreForwarding {
+        /// The sysctls as they were.
+        before: BTreeMap<String, String>,
+    },
+    /// Write dnsmasq's files and start it.
+    StartDnsmasq {
+        /// The network's directory.
+        dir: PathBuf,
+        /// What it reads.
+        files: DnsmasqFiles,
+    },
+    /// Write dnsmasq's hosts files and have it read them again.
+    ReloadDnsmasq {
+        /// The network's directory.
+        dir: PathBuf,
+        /// What it reads; the configuration is what it was.
+        files: DnsmasqFiles,
+        /// What it had read before.
+        was: DnsmasqFiles,
+    },
+    /// Stop dnsmasq.
+    StopDnsmasq {
+        /// The network's directory.
+        dir: PathBuf,
+        /// What it had read, if it is to be started again should a later step fail.
+        was: Option<DnsmasqFiles>,
+    },
+    /// Remove a network's directory with the files that dnsmasq and ringtap left in it.
+    RemoveDir {
+        /// The network's directory.
+        dir: PathBuf,
+    },
+}
+
+impl Step {
+    /// The step that takes this one back, where a later one of the same `up` fails.
+    pub fn undo(&self) -> Option<Step> {
+        let step = match self.clone() {
+            Step::AddBridge { link, mac } => Step::DeleteBridge { link, mac },
+            Step::SetMtu { link, mtu, was } => Step::SetMtu {
+                link,
+                mtu: was,
+                was: mtu,
+            },
+            Step::SetUp { link } => Step::SetDown { link },
+            Step::SetDown { link } => Step::SetUp { link },
+            Step::AddAddress { link, address } => Step::DeleteAddress { link, address },
+            Step::DeleteAddress { link, address } => Step::AddAddress { link, address },
+            Step::ReplaceTable { table, rules, was } => match was {
+                Some(was) => Step::ReplaceTable {
+                    table,
+                    rules: was,
+                    was: Some(rules),
+                },
+                None => Step::DeleteTable { table },
+            },
+            Step::EnableForwarding { before } => Step::RestoreForwarding { before },
+            Step::StartDnsmasq { dir, .. } => Step::StopDnsmasq { dir, was: None },
+            Step::ReloadDnsmasq { dir, files, was } => Step::ReloadDnsmasq {
+                dir,
+                files: was,
+                was: files,
+            },
+            Step::StopDnsmasq {
+                dir,
+                was: Some(files),
+            } => Step::StartDnsmasq { dir, files },
+            // Steps of `down` only: it goes on where one fails, and never back.
+            Step::DeleteBridge { .. }
+            | Step::DeleteTable { .. }
+            | Step::RestoreForwarding { .. }
+            | Step::StopDnsmasq { was: None, .. }
+            | Step::RemoveDir { .. } => return None,
+        };
+        Some(step)
+    }
+
+    /// What `down` must do because of this step, in the order in which it came about (done backwards).
+    ///
+    /// Each of them is harmless where there is nothing to take back.
+    pub fn teardown(&self) -> Vec<Step> {
+        match self.clone() {
+            Step::AddBridge { link, mac } => vec![Step::DeleteBridge { link, mac }],
+            Step::AddAddress { link, address } => vec![Step::DeleteAddress { link, address }],
+            Step::ReplaceTable { table, .. } => vec![Step::DeleteTable { table }],
+            Step::EnableForwarding { before } => vec![Step::RestoreForwarding { before }],
+            Step::StartDnsmasq { dir, .. } => vec![
+                Step::RemoveDir { dir: dir.clone() },
+                Step::StopDnsmasq { dir, was: None },
+            ],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether networks share what the step makes, so that it goes with the last of them.
+    pub fn is_shared(&self) -> bool {
+        matches!(
+            self,
+            Step::EnableForwarding { .. } | Step::RestoreForwarding { .. }
+        )
+    }
+
+    /// The step in one line.
+    pub fn line(&self) -> String {
+        match self {
+            Step::ReplaceTable { table, .. } => format!("nft -f - # table inet {table}"),
+            Step::StartDnsmasq { dir, .. } => start(dir),
+            Step::ReloadDnsmasq { dir, .. } => reload(dir),
+            Step::RestoreForwarding { before } => restore(before).replace('\n', "; "),
+            _ => self.to_string(),
+        }
+    }
+}
+
+/// Where dnsmasq's files are in a network's directory.
+pub mod files {
+    /// The configuration.
+    pub const CONF: &str = "dnsmasq.conf";
+    /// MAC addresses with their addresses and names.
+    pub const DHCP_HOSTS: &str = "dhcp-hosts";
+    /// Names of addresses.
+    pub const HOSTS: &str = "hosts";
+    /// The leases, dnsmasq's own.
+    pub const LEASES: &str = "leases";
+    /// The process, dnsmasq's own.
+    pub const PID: &str = "dnsmasq.pid";
+    /// Every file of a network's directory.
+    pub const ALL: [&str; 5] = [CONF, DHCP_HOSTS, HOSTS, LEASES, PID];
+}
+
+/// The option by which a dnsmasq is started, and known again in a list of processes.
+pub fn conf_option(dir: &Path) -> String {
+    format!("--conf-file={}", dir.join(files::CONF).display())
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::AddBridge { link, mac } => {
+                write!(
+                    f,
+                    "ip link add {link} address {mac} type bridge stp_state 0"
+                )
+            }
+            Step::DeleteBridge { link, .. } => write!(f, "ip link delete {link}"),
+            Step::SetMtu { link, mtu, .. } => write!(f, "ip link set {link} mtu {mtu}"),
+            Step::SetUp { link } => write!(f, "ip link set {link} up"),
+            Step::SetDown { link } => write!(f, "ip link set {link} down"),
+            Step::AddAddress { link, address } => {
+                write!(f, "ip address add {address} brd + dev {link}")
+            }
+            Step::DeleteAddress { link, address } => {
+                write!(f, "ip address delete {address} dev {link}")
+            }
+            Step::ReplaceTable { table, rules, .. } => {
+                let script = replace_script(table, rules);
+                write!(f, "nft -f - <<'EOF'\n{script}EOF")
+            }
+            Step::DeleteTable { table } => write!(f, "nft delete table inet {table}"),
+            Step::EnableForwarding { .. } => write!(f, "sysctl -w {IP_FORWARD}=1"),
+            Step::RestoreForwarding { before } => f.write_str(&restore(before)),
+            Step::StartDnsmasq { dir, files } => {
+                writeln!(f, "mkdir -p {}", dir.display())?;
+                write_file(f, dir, files::CONF, &files.conf)?;
+                write_file(f, dir, files::DHCP_HOSTS, &files.dhcp_hosts)?;
+                write_file(f, dir, files::HOSTS, &files.hosts)?;
+                f.write_str(&start(dir))
+            }
+            Step::ReloadDnsmasq { dir, files, was } => {
+                if files.dhcp_hosts != was.dhcp_hosts {
+                    write_file(f, dir, files::DHCP_HOSTS, &files.dhcp_hosts)?;
+                }
+                if files.hosts != was.hosts {
+                    write_file(f, dir, files::HOSTS, &files.hosts)?;
+                }
+                f.write_str(&reload(dir))
+            }
+            Step::StopDnsmasq { dir, .. } => {
+                write!(f, "kill $(cat {})", dir.join(files::PID).display())
+            }
+            Step::RemoveDir { dir } => write!(f, "rm -r {}", dir.display()),
+        }
+    }
+}
+
+/// What nft reads to replace `table`: naming it first makes deleting it safe where there is none.
+pub fn replace_script(table: &str, rules: &str) -> String {
+    format!("table inet {table}\ndelete table inet {table}\n{rules}")
+}
+
+fn write_file(f: &mut fmt::Formatter<'_>, dir: &Path, name: &str, text: &str) -> fmt::Result {
+    let path = dir.join(name);
+    writeln!(f, "cat > {} <<'EOF'\n{text}EOF", path.display())
+}
+
+fn start(dir: &Path) -> String {
+    format!("dnsmasq {}", conf_option(dir))
+}
+
+fn reload(dir: &Path) -> String {
+    format!("kill -HUP $(cat {})", dir.join(files::PID).display())
+}
+
+/// ip_forward first: setting it resets the others.
+fn restore(before: &BTreeMap<String, String>) -> String {
+    let first = before.get_key_value(IP_FORWARD);
+    let others = before
+        .iter()
+        .filter(|(key, _)| *key != IP_FORWARD && follows_unusually(key, before));
+    let line = |(key, value): (&String, &String)| format!("sysctl -w {key}={value}");
+    let lines: Vec<String> = first.into_iter().chain(others).map(line).collect();
+    lines.join("\n")
+}
+
+/// Whether the kernel would not set `key` to its old value by itself when ip_forward is set back: it sets
+/// every link's `forwarding` to the same and `accept_redirects` of `all` to the opposite.
+fn follows_unusually(key: &str, before: &BTreeMap<String, String>) -> bool {
+    let forward = before.get(IP_FORWARD).is_some_and(|value| value == "1");
+    let expected = forward ^ key.ends_with("accept_redirects");
+    before.get(key).map(String::as_str) != Some(if expected { "1" } else { "0" })
+}

@@ -1,0 +1,102 @@
+//! Networks that a running guest is plugged into.
+//!
+//! A guest brings up the networks it needs. One that was down before is then up *for guests*: it goes when the
+//! last guest has gone, unless `ringtap up` was called for it meanwhile. Who is plugged in shows in two ways: a
+//! shared lock on the network's directory, which ends with its holder however that ends, and the ports of the
+//! bridge, which outlive a launcher that was killed.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+
+use nix::fcntl::{Flock, FlockArg};
+
+use super::apply::{self, netlink::Netlink};
+use super::journal::{RunDir, RunDirError};
+use super::plan::network_dir;
+use super::{Error, make_so, ports, records_of, with_run_dir};
+use crate::cli::HostArgs;
+use crate::config::Config;
+use crate::types::Name;
+
+/// Networks in use by a guest, for as long as this value lives.
+#[derive(Debug)]
+pub struct Plugged {
+    host: HostArgs,
+    locks: Vec<(Name, Flock<File>)>,
+}
+
+/// Brings the networks `names` of `config` up for a guest, printing each step on stdout; does nothing where they are.
+///
+/// # Errors
+/// Something stands in the way, or a step failed: then what had been done is taken back.
+pub fn plug(host: &HostArgs, config: &Config, names: &BTreeSet<Name>) -> Result<Plugged, Error> {
+    let plugged = |locks| Plugged {
+        host: host.clone(),
+        locks,
+    };
+    if names.is_empty() {
+        return Ok(plugged(Vec::new()));
+    }
+    with_run_dir(host, |run_dir, netlink| {
+        let down: BTreeSet<_> = names
+            .iter()
+            .filter(|name| !run_dir.journal.networks.contains_key(*name))
+            .cloned()
+            .collect();
+        make_so(run_dir, netlink, config, names)?;
+        for record in records_of(&mut run_dir.journal, &down) {
+            record.for_guests = true;
+        }
+        run_dir.save()?;
+        let lock = |name: &Name| Ok((name.clone(), lock(run_dir, name, FlockArg::LockShared)?));
+        let locks = names.iter().map(lock).collect::<Result<_, RunDirError>>()?;
+        Ok(plugged(locks))
+    })
+}
+
+impl Plugged {
+    fn unplug(&mut self) -> Result<(), Error> {
+        let locks = std::mem::take(&mut self.locks);
+        if locks.is_empty() {
+            return Ok(());
+        }
+        with_run_dir(&self.host, |run_dir, netlink| {
+            let mut unused = Vec::new();
+            for (name, own) in locks {
+                drop(own);
+                if is_unused(run_dir, netlink, &name)? {
+                    unused.push(name);
+                }
+            }
+            match &apply::down(run_dir, netlink, &unused)?[..] {
+                [] => Ok(()),
+                failures => Err(Error::Down(failures.join("\n"))),
+            }
+        })
+    }
+}
+
+impl Drop for Plugged {
+    fn drop(&mut self) {
+        if let Err(error) = self.unplug() {
+            tracing::warn!("networks stay up: {error}");
+        }
+    }
+}
+
+/// Whether the network is up for guests, and there are none.
+fn is_unused(run_dir: &RunDir, netlink: &Netlink, name: &Name) -> Result<bool, Error> {
+    let record = run_dir.journal.networks.get(name);
+    if !record.is_some_and(|record| record.for_guests) {
+        return Ok(false);
+    }
+    let alone = lock(run_dir, name, FlockArg::LockExclusiveNonblock).is_ok();
+    Ok(alone && ports(&run_dir.journal, netlink, name)?.is_empty())
+}
+
+fn lock(run_dir: &RunDir, name: &Name, how: FlockArg) -> Result<Flock<File>, RunDirError> {
+    let path = network_dir(run_dir.path(), name);
+    let failed = |source| RunDirError::new("lock", &path, source);
+    let dir = File::open(&path).map_err(failed)?;
+    Flock::lock(dir, how).map_err(|(_, errno)| failed(errno.into()))
+}

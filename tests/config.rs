@@ -1,0 +1,106 @@
+//! The file: a good one read whole, and golden messages for bad ones (`tests/configs/bad/NAME.toml` and what
+//! is said of it in `NAME.err`).
+
+#[path = "support/golden.rs"]
+mod golden;
+
+use std::fs;
+use std::path::Path;
+
+use ringtap::config::{Accel, Config};
+use ringtap::types::{MacAddr, Name};
+
+#[test]
+fn bad_files_get_every_problem_named() {
+    let mut failures = Vec::new();
+    for file in golden::entries(Path::new("tests/configs/bad")) {
+        if file
+            .extension()
+            .is_some_and(|extension| extension == "toml")
+        {
+            let text = fs::read_to_string(&file).unwrap();
+            let name = Path::new(file.file_name().unwrap());
+            let said = match Config::parse(&text, name) {
+                Ok(_) => "no problem was found\n".to_owned(),
+                Err(problems) => format!("{problems}\n"),
+            };
+            failures.extend(golden::compare(&file.with_extension("err"), &said).err());
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn a_good_file_is_read_whole() {
+    let file = Path::new("tests/configs/good.toml");
+    let config = Config::load(file).unwrap();
+    let name = |text: &str| text.parse::<Name>().unwrap();
+
+    let default = config.network(&name("default")).unwrap();
+    assert_eq!(default.bridge().as_str(), "rt-default");
+    assert_eq!(default.subnet.gateway().to_string(), "192.168.100.1");
+    assert_eq!(default.dhcp.count(), 253);
+    assert_eq!(default.domain.as_str(), "default.internal");
+    assert_eq!(default.mtu, None);
+    let lab = config.network(&name("lab")).unwrap();
+    assert_eq!(lab.dhcp.first.to_string(), "10.66.0.50");
+    assert_eq!(lab.domain.as_str(), "vm.internal");
+    assert_eq!(lab.mtu.unwrap().get(), 9000);
+
+    let web1 = config.guest(&name("web1")).unwrap();
+    assert_eq!(web1.cpus, 2);
+    assert_eq!(web1.memory.bytes(), 2 << 30);
+    assert_eq!(
+        web1.disks,
+        [
+            Path::new("/srv/web1.qcow2"),
+            Path::new("tests/configs/data.img")
+        ]
+    );
+    assert_eq!(
+        web1.kernel.as_deref(),
+        Some(Path::new("tests/configs/vmlinuz"))
+    );
+    assert_eq!(web1.append.as_deref(), Some("console=ttyS0"));
+    assert_eq!(web1.accel, Accel::Tcg);
+    assert_eq!(web1.qemu_args, ["-device", "virtio-rng-pci"]);
+    assert_eq!(web1.tap(1).as_str(), "tap-web1-1");
+    let [first, second] = web1.nics.as_slice() else {
+        panic!("{:?}", web1.nics)
+    };
+    assert_eq!(first.ip.unwrap().to_string(), "192.168.100.10");
+    assert_eq!(first.queue_pairs.get(), 2);
+    assert_eq!(first.mac, MacAddr::derived_from("web1/0"));
+    assert_eq!(second.mac.to_string(), "52:54:00:00:00:07");
+    assert_eq!(second.queue_pairs.get(), 1);
+    let small = config.guest(&name("small")).unwrap();
+    assert_eq!((small.cpus, small.accel), (1, Accel::Auto));
+}
+
+#[test]
+fn unknown_names_get_the_nearest() {
+    let config = Config::load(Path::new("tests/configs/good.toml")).unwrap();
+    let unknown = config.guest(&"wbe1".parse().unwrap()).unwrap_err();
+    assert!(
+        unknown
+            .to_string()
+            .ends_with("no guest is called `wbe1`; did you mean `web1`?")
+    );
+    let unknown = config.chosen(&["zzz".parse().unwrap()]).unwrap_err();
+    assert!(
+        unknown
+            .to_string()
+            .ends_with("no network is called `zzz`; known: default, lab")
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_a_problem_of_the_file() {
+    let problems = Config::load(Path::new("tests/configs/absent.toml")).unwrap_err();
+    let said = problems.to_string();
+    assert!(
+        said.starts_with("tests/configs/absent.toml: cannot read the file: "),
+        "{said}"
+    );
+    assert!(said.ends_with("--config FILE"), "{said}");
+}

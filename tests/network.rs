@@ -1,0 +1,797 @@
+//! `ringtap plan`, `up`, `down` and `status` on pretend hosts: real kernel, nft and dnsmasq, in network
+//! namespaces of each test's own. Checked with `ip`, `nft`, `sysctl` and packets, never by what ringtap says of itself.
+
+#[path = "support/netns.rs"]
+mod netns;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use netns::{Netns, bounded, difference, require, until};
+use nix::fcntl::{Flock, FlockArg};
+use ringtap::network::inventory::Inventory;
+use ringtap::network::port;
+use ringtap::types::Mtu;
+use tempfile::TempDir;
+
+const DEFAULT: &str = r#"
+[networks.default]
+mode = "nat"
+subnet = "192.168.100.0/24"
+domain = "vm.internal"
+mtu = 1400
+
+[guests.web1]
+memory = "256M"
+nics = [{ network = "default", ip = "192.168.100.10", mac = "52:54:00:00:00:01" }]
+
+[guests.web2]
+memory = "256M"
+nics = [{ network = "default", mac = "52:54:00:00:00:02" }]
+"#;
+
+const LAB: &str = r#"
+[networks.lab]
+mode = "nat"
+subnet = "10.66.0.0/24"
+"#;
+
+/// A pretend host with a file and a place for the run directory.
+struct Host {
+    netns: Netns,
+    dir: TempDir,
+}
+
+/// What a run of ringtap said.
+#[derive(Debug)]
+struct Said {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Said {
+    #[track_caller]
+    fn succeeded(self) -> String {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self.out
+    }
+
+    /// Failed with `code`, with each of `words` in its message.
+    #[track_caller]
+    fn failed(self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        for word in words {
+            assert!(self.err.contains(word), "no {word:?} in:\n{}", self.err);
+        }
+    }
+}
+
+impl Host {
+    fn new(config: &str) -> Self {
+        require("nft", "nftables");
+        require("dnsmasq", "dnsmasq-base");
+        let open = fs::Permissions::from_mode(0o755);
+        let dir = tempfile::Builder::new()
+            .permissions(open)
+            .tempdir()
+            .unwrap();
+        let host = Self {
+            netns: Netns::new("host"),
+            dir,
+        };
+        host.configure(config);
+        host
+    }
+
+    fn configure(&self, config: &str) {
+        fs::write(self.dir.path().join("ringtap.toml"), config).unwrap();
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    /// The words of a ringtap command on this host.
+    fn words(&self, words: &[&str]) -> Vec<String> {
+        let mut all = vec![env!("CARGO_BIN_EXE_ringtap").to_owned()];
+        all.extend(words.iter().map(|&word| word.to_owned()));
+        all.push(format!(
+            "--config={}",
+            self.dir.path().join("ringtap.toml").display()
+        ));
+        all.push(format!("--run-dir={}", self.run_dir().display()));
+        all
+    }
+
+    /// A ringtap command with other options than this host's.
+    fn ringtap_with(&self, words: &[&str]) -> Said {
+        said(
+            self.netns
+                .command(env!("CARGO_BIN_EXE_ringtap"))
+                .args(words),
+        )
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let words = self.words(words);
+        let mut command = self.netns.command(&words[0]);
+        command.args(&words[1..]);
+        command
+    }
+
+    fn ringtap(&self, words: &[&str]) -> Said {
+        said(&mut self.command(words))
+    }
+
+    /// As [`Host::ringtap`], by way of `wrapper`, which ends in a program that runs its arguments.
+    fn ringtap_by(&self, wrapper: &[&str], words: &[&str]) -> Said {
+        let mut command = self.netns.command(wrapper[0]);
+        command.args(&wrapper[1..]).args(self.words(words));
+        said(&mut command)
+    }
+
+    /// All that ringtap may change: the kernel's state, processes and files.
+    fn everything(&self) -> String {
+        let files = tree(self.dir.path());
+        format!(
+            "{}pids {:?}\n{files}",
+            self.netns.snapshot(),
+            self.netns.pids()
+        )
+    }
+
+    #[track_caller]
+    fn is_as(&self, before: &str) {
+        let difference = difference(before, &self.everything());
+        assert_eq!(difference, "", "the host is not as it was");
+    }
+
+    fn dnsmasq(&self, network: &str) -> i32 {
+        let file = self
+            .run_dir()
+            .join(format!("networks/{network}/dnsmasq.pid"));
+        fs::read_to_string(file).unwrap().trim().parse().unwrap()
+    }
+}
+
+fn said(command: &mut Command) -> Said {
+    let output = bounded(command, "");
+    Said {
+        code: output.status.code(),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// The paths and texts under `dir`.
+fn tree(dir: &Path) -> String {
+    let mut entries: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    entries.sort();
+    let mut text = String::new();
+    for path in entries {
+        text.push_str(&format!("{}\n", path.display()));
+        if path.is_dir() {
+            text.push_str(&tree(&path));
+        } else {
+            text.push_str(&fs::read_to_string(&path).unwrap());
+        }
+    }
+    text
+}
+
+#[test]
+fn up_twice_changes_nothing_and_down_restores_the_host() {
+    let host = Host::new(&format!("{DEFAULT}{LAB}"));
+    let internet = Netns::new("internet");
+    // What others have set on the host, and what the kernel would reset along with ip_forward.
+    host.netns.join("uplink", &internet, "eth0");
+    host.netns.run("ip address add 198.51.100.2/24 dev uplink");
+    host.netns.run("ip route add default via 198.51.100.1");
+    host.netns
+        .run("sysctl -w net.ipv4.conf.all.accept_redirects=0");
+    host.netns
+        .run("sysctl -w net.ipv4.conf.uplink.forwarding=1");
+    host.netns.run("nft add table inet other");
+    host.netns.run("nft add chain inet other c");
+    until("the uplink's link-local address is ready", || {
+        !host
+            .netns
+            .run("ip address show dev uplink")
+            .contains("tentative")
+    });
+    let before = host.everything();
+
+    let plan = host.ringtap(&["plan"]).succeeded();
+    assert!(plan.contains("ip link add rt-default address"), "{plan}");
+    let json: serde_json::Value =
+        serde_json::from_str(&host.ringtap(&["plan", "--json"]).succeeded()).unwrap();
+    let command = json["steps"][0]["command"].as_str().unwrap();
+    assert!(command.starts_with("ip link add rt-default"), "{command}");
+    serde_json::from_value::<Inventory>(json["inventory"].clone()).unwrap();
+    host.is_as(&before);
+    assert_eq!(host.ringtap(&["status"]).code, Some(1));
+    host.is_as(&before);
+
+    host.ringtap(&["up"]).succeeded();
+    let links = host.netns.run("ip -br address");
+    assert!(
+        links.contains("192.168.100.1/24") && links.contains("10.66.0.1/24"),
+        "{links}"
+    );
+    assert!(
+        host.netns
+            .run("ip link show rt-default")
+            .contains("mtu 1400")
+    );
+    assert_eq!(host.netns.run("sysctl -n net.ipv4.ip_forward").trim(), "1");
+    host.ringtap(&["status"]).succeeded();
+    let json: serde_json::Value =
+        serde_json::from_str(&host.ringtap(&["status", "--json"]).succeeded()).unwrap();
+    assert_eq!(json["networks"][1]["state"], "up");
+    assert_eq!(json["networks"][1]["dnsmasq_pid"], host.dnsmasq("lab"));
+    let is_up = host.everything();
+    let again = host.ringtap(&["up"]).succeeded();
+    assert!(again.contains("nothing to do"), "{again}");
+    assert_eq!(host.ringtap(&["plan"]).succeeded(), "# nothing to do\n");
+    host.is_as(&is_up);
+
+    // The first to go leaves what they share; the last does not. The file is not needed.
+    host.ringtap(&["down", "lab"]).succeeded();
+    assert_eq!(host.netns.run("sysctl -n net.ipv4.ip_forward").trim(), "1");
+    assert!(!host.netns.run("ip link").contains("rt-lab"));
+    fs::rename(
+        host.dir.path().join("ringtap.toml"),
+        host.dir.path().join("gone"),
+    )
+    .unwrap();
+    host.ringtap(&["down"]).succeeded();
+    fs::rename(
+        host.dir.path().join("gone"),
+        host.dir.path().join("ringtap.toml"),
+    )
+    .unwrap();
+    host.is_as(&before);
+    assert!(
+        host.ringtap(&["down"])
+            .succeeded()
+            .contains("nothing to take back")
+    );
+    host.is_as(&before);
+}
+
+#[test]
+fn a_host_that_forwards_already_still_does_after_down() {
+    let host = Host::new(DEFAULT);
+    host.netns.run("sysctl -w net.ipv4.ip_forward=1");
+    let before = host.everything();
+    host.ringtap(&["up"]).succeeded();
+    host.ringtap(&["down"]).succeeded();
+    host.is_as(&before);
+}
+
+#[test]
+fn drift_is_noticed_and_mended() {
+    let host = Host::new(DEFAULT);
+    let before = host.everything();
+    host.ringtap(&["up"]).succeeded();
+    let pid = host.dnsmasq("default").to_string();
+    for harm in [
+        "nft flush ruleset",
+        "nft add rule inet ringtap_default forward accept",
+        "ip link set rt-default down",
+        "ip address delete 192.168.100.1/24 dev rt-default",
+        "ip link set rt-default mtu 1500",
+        "sysctl -w net.ipv4.ip_forward=0",
+        "ip link delete rt-default",
+        &format!("kill {pid}"),
+    ] {
+        let wanted = host.netns.snapshot();
+        host.netns.run(harm);
+        until("the harm is done", || {
+            host.ringtap(&["status"]).code == Some(1)
+        });
+        host.ringtap(&["up"]).succeeded();
+        host.ringtap(&["status"]).succeeded();
+        let now = host.netns.snapshot();
+        // A bridge made anew has another index and its addresses other ages: compare by the plan alone.
+        if !harm.contains("link") {
+            assert_eq!(difference(&wanted, &now), "", "after {harm}");
+        }
+    }
+    host.ringtap(&["down"]).succeeded();
+    host.is_as(&before);
+}
+
+#[test]
+fn a_changed_file_changes_only_what_it_must() {
+    let host = Host::new(DEFAULT);
+    let before = host.everything();
+    host.ringtap(&["up"]).succeeded();
+    let (bridge, pid) = (
+        host.netns.run("ip link show rt-default"),
+        host.dnsmasq("default"),
+    );
+    let lookup = |name: &str| {
+        let line = format!("busybox nslookup -type=a {name} 192.168.100.1");
+        String::from_utf8_lossy(&host.netns.attempt(&line).stdout).into_owned()
+    };
+    assert!(lookup("web1.vm.internal").contains("192.168.100.10"));
+
+    host.configure(&DEFAULT.replace("192.168.100.10", "192.168.100.20"));
+    let out = host.ringtap(&["up"]).succeeded();
+    assert_eq!(out.lines().count(), 2, "one step and the verdict: {out}");
+    assert_eq!(
+        host.dnsmasq("default"),
+        pid,
+        "only its hosts files are read again"
+    );
+    until("the new address is served", || {
+        lookup("web1.vm.internal").contains("192.168.100.20")
+    });
+
+    host.configure(&DEFAULT.replace("192.168.100", "192.168.101"));
+    host.ringtap(&["up"]).succeeded();
+    let addresses = host.netns.run("ip -4 address show dev rt-default");
+    assert!(addresses.contains("192.168.101.1/24") && !addresses.contains("192.168.100"));
+    assert_eq!(
+        host.netns.run("ip link show rt-default"),
+        bridge,
+        "the bridge lives on"
+    );
+    assert_ne!(host.dnsmasq("default"), pid);
+
+    // A network that left the file is named, and goes by name.
+    host.configure(LAB);
+    let status = host.ringtap(&["status"]);
+    assert!(status.out.contains("ringtap down default"), "{status:?}");
+    host.ringtap(&["down", "default"]).succeeded();
+    host.configure(DEFAULT);
+    host.is_as(&before);
+}
+
+/// dnsmasq reads guests' names as an ordinary user.
+#[test]
+fn guests_have_names_under_a_closed_umask_too() {
+    require("busybox", "busybox-static");
+    let host = Host::new(DEFAULT);
+    let closed = ["sh", "-c", "umask 077; exec \"$@\"", "sh"];
+    host.ringtap_by(&closed, &["up"]).succeeded();
+    let answer = host
+        .netns
+        .run("busybox nslookup -type=a web1.vm.internal 192.168.100.1");
+    assert!(answer.contains("192.168.100.10"), "{answer}");
+    host.ringtap(&["down"]).succeeded();
+}
+
+#[test]
+fn killed_at_any_step_down_still_restores_the_host() {
+    let host = Host::new(DEFAULT);
+    let before = host.everything();
+    let steps = host.ringtap(&["up"]).succeeded().lines().count();
+    host.ringtap(&["down"]).succeeded();
+    assert!(steps > 5, "{steps}");
+    // Twice: right after a step is announced, and a little later.
+    for (step, delay) in (0..steps).flat_map(|step| [(step, 0), (step, 3)]) {
+        let mut child = host
+            .command(&["up"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        for _ in 0..=step {
+            lines.next().unwrap().unwrap();
+        }
+        thread::sleep(Duration::from_millis(delay));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // Half of the times, an `up` comes first and finds the pieces.
+        if delay == 0 {
+            host.ringtap(&["up"]).succeeded();
+            host.ringtap(&["status"]).succeeded();
+        }
+        host.ringtap(&["down"]).succeeded();
+        host.is_as(&before);
+    }
+}
+
+/// A program that `up` was running outlives it: `down` must not overtake it.
+#[test]
+fn down_waits_for_what_a_killed_up_left_running() {
+    let host = Host::new(DEFAULT);
+    let bin = host.dir.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let slow = format!("PATH={}:{path}", bin.display());
+    for program in ["nft", "dnsmasq"] {
+        let wrapper = bin.join(program);
+        let text = format!("#!/bin/sh\nsleep 0.5\nPATH={path} exec {program} \"$@\"\n");
+        fs::write(&wrapper, text).unwrap();
+        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+        let before = host.everything();
+
+        let mut command = host.netns.command("env");
+        command.arg(&slow).args(host.words(&["up"]));
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let start = lines
+            .map(Result::unwrap)
+            .find(|line| line.starts_with(program));
+        assert!(start.is_some());
+        thread::sleep(Duration::from_millis(200));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        host.ringtap(&["down"]).succeeded();
+        thread::sleep(Duration::from_millis(700));
+        // The wrapper and its `sleep` are gone by now, and so must be what they ran.
+        host.is_as(&before);
+        fs::remove_file(&wrapper).unwrap();
+    }
+}
+
+#[test]
+fn a_failed_step_takes_back_those_before_it() {
+    let host = Host::new(DEFAULT);
+    // A DNS server that listens everywhere leaves no place for ours.
+    let taken = host.netns.within(|| UdpSocket::bind("0.0.0.0:53").unwrap());
+    let before = host.everything();
+    host.ringtap(&["up"]).failed(
+        1,
+        &[
+            "dnsmasq",
+            "taken back",
+            "Address already in use",
+            "another DNS or DHCP server",
+        ],
+    );
+    host.is_as(&before);
+    drop(taken);
+
+    // The same in a network that is up: it goes on as it was.
+    host.ringtap(&["up"]).succeeded();
+    let is_up = host.netns.snapshot();
+    host.configure(&format!("{DEFAULT}{LAB}"));
+    let taken = host
+        .netns
+        .within(|| TcpListener::bind("10.66.0.1:53").is_err());
+    assert!(taken, "the address is not there yet");
+    host.netns.run("sysctl -w net.ipv4.ip_nonlocal_bind=1");
+    let taken = host
+        .netns
+        .within(|| TcpListener::bind("10.66.0.1:53").unwrap());
+    host.netns.run("sysctl -w net.ipv4.ip_nonlocal_bind=0");
+    host.ringtap(&["up"]).failed(1, &["taken back"]);
+    drop(taken);
+    assert_eq!(difference(&is_up, &host.netns.snapshot()), "");
+    host.ringtap(&["status", "default"]).succeeded();
+    host.ringtap(&["down"]).succeeded();
+    host.configure(DEFAULT);
+    host.is_as(&before);
+}
+
+#[test]
+fn what_stands_in_the_way_is_named_and_nothing_is_touched() {
+    let host = Host::new(DEFAULT);
+    let refused = |code: i32, words: &[&str]| {
+        let before = host.everything();
+        host.ringtap(&["up"]).failed(code, words);
+        host.is_as(&before);
+    };
+
+    host.netns.run("ip link add rt-default type bridge");
+    refused(1, &["a link `rt-default`", "ip link delete rt-default"]);
+    host.netns.run("ip link delete rt-default");
+
+    host.netns
+        .run("ip link add uplink type veth peer name other");
+    host.netns.run("ip link set uplink up");
+    host.netns.run("ip address add 192.168.0.7/16 dev uplink");
+    refused(1, &["192.168.0.7/16", "`uplink`", "choose another subnet"]);
+    host.netns.run("ip address flush dev uplink");
+    host.netns.run("ip address add 198.51.100.2/24 dev uplink");
+    host.netns
+        .run("ip route add 192.168.100.128/25 via 198.51.100.1");
+    refused(1, &["192.168.100.128/25", "`uplink`"]);
+    host.netns.run("ip link delete uplink");
+
+    host.configure(
+        &DEFAULT
+            .replace("\"nat\"", "\"natt\"")
+            .replace("memory", "memroy"),
+    );
+    refused(
+        2,
+        &[
+            "ringtap.toml:3: networks.default.mode",
+            "did you mean `nat`?",
+            "`memory`",
+        ],
+    );
+    host.configure(DEFAULT);
+    let before = host.everything();
+    host.ringtap(&["up", "defualt"])
+        .failed(2, &["did you mean `default`?"]);
+    host.ringtap(&["down", "defualt"])
+        .failed(2, &["did you mean `default`?"]);
+    host.ringtap_with(&["up", "--config=/absent.toml"])
+        .failed(2, &["/absent.toml", "--config FILE"]);
+    host.is_as(&before);
+}
+
+#[test]
+fn missing_programs_and_privilege_are_named_and_nothing_is_touched() {
+    let host = Host::new(DEFAULT);
+    require("setpriv", "util-linux");
+    for (program, missing, package) in [
+        ("nft", "dnsmasq", "dnsmasq-base"),
+        ("dnsmasq", "nft", "nftables"),
+    ] {
+        let bin = host.dir.path().join(missing);
+        fs::create_dir(&bin).unwrap();
+        let path = std::env::var_os("PATH").unwrap();
+        let real = std::env::split_paths(&path).map(|dir| dir.join(program));
+        symlink(
+            real.into_iter().find(|file| file.is_file()).unwrap(),
+            bin.join(program),
+        )
+        .unwrap();
+        let before = host.netns.snapshot();
+        let path = format!("PATH={}", bin.display());
+        let remedy = format!("install the package {package}");
+        host.ringtap_by(&["env", &path], &["up"])
+            .failed(1, &[missing, &remedy]);
+        assert_eq!(difference(&before, &host.netns.snapshot()), "");
+        assert!(!host.run_dir().exists());
+        fs::remove_dir_all(&bin).unwrap();
+    }
+
+    // The program itself may be out of an ordinary user's reach.
+    let nobody = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
+    let before = host.everything();
+    for command in ["up", "plan", "status"] {
+        host.ringtap_by(&nobody, &[command])
+            .failed(1, &["CAP_NET_ADMIN", "sudo"]);
+    }
+    host.is_as(&before);
+
+    let closed = fs::Permissions::from_mode(0o700);
+    fs::set_permissions(host.dir.path(), closed).unwrap();
+    host.ringtap(&["up"]).failed(1, &["chmod o+x", "--run-dir"]);
+    fs::set_permissions(host.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let config = format!(
+        "--config={}",
+        host.dir.path().join("ringtap.toml").display()
+    );
+    host.ringtap_with(&["up", &config, "--run-dir=/absent/run"])
+        .failed(1, &["/absent/run"]);
+    host.is_as(&before);
+}
+
+#[test]
+fn a_network_in_use_is_not_taken_down() {
+    let host = Host::new(DEFAULT);
+    let before = host.everything();
+    host.ringtap(&["up"]).succeeded();
+    host.netns.run("ip tuntap add tap-web1-0 mode tap");
+    let (tap, bridge) = ("tap-web1-0".parse().unwrap(), "rt-default".parse().unwrap());
+    let mtu = Mtu::try_from(1400).ok();
+    host.netns
+        .within(|| port::attach(&tap, &bridge, mtu))
+        .unwrap();
+    let link = host.netns.run("ip link show tap-web1-0");
+    assert!(
+        link.contains("master rt-default") && link.contains("mtu 1400"),
+        "{link}"
+    );
+    assert!(link.contains(",UP"), "{link}");
+    host.ringtap(&["status"]).succeeded();
+
+    let is_up = host.everything();
+    host.ringtap(&["down"])
+        .failed(1, &["tap-web1-0", "stop the guests first"]);
+    host.is_as(&is_up);
+    host.netns.within(|| port::delete(&tap)).unwrap();
+    host.netns
+        .within(|| port::delete(&tap))
+        .expect("absent is fine");
+    let missing = host
+        .netns
+        .within(|| port::attach(&tap, &bridge, None))
+        .unwrap_err();
+    assert!(missing.to_string().contains("tap-web1-0"), "{missing}");
+    host.ringtap(&["down"]).succeeded();
+    host.is_as(&before);
+}
+
+#[test]
+fn a_second_ringtap_waits_and_says_so() {
+    let host = Host::new(DEFAULT);
+    fs::create_dir(host.run_dir()).unwrap();
+    let file = fs::File::create(host.run_dir().join("lock")).unwrap();
+    let lock = Flock::lock(file, FlockArg::LockExclusive).unwrap();
+    let mut child = host
+        .command(&["up"])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut errors = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    errors.read_line(&mut line).unwrap();
+    assert!(line.contains("waiting"), "{line}");
+    assert!(!host.netns.run("ip link").contains("rt-default"));
+    // As a `down` before it would: the lock's file is gone when it is given back.
+    fs::remove_file(host.run_dir().join("lock")).unwrap();
+    drop(lock);
+    assert!(netns::wait(&mut child, netns::BOUND).unwrap().success());
+    host.ringtap(&["status"]).succeeded();
+    host.ringtap(&["down"]).succeeded();
+}
+
+/// A stand-in for a guest: a namespace on the bridge, with the NIC's MAC address.
+fn guest(host: &Host, label: &str, mac: &str) -> Netns {
+    let guest = Netns::new(label);
+    let port = format!("port-{label}");
+    host.netns.join(&port, &guest, "eth0");
+    guest.run(&format!("ip link set eth0 address {mac}"));
+    host.netns
+        .run(&format!("ip link set {port} master rt-default"));
+    guest
+}
+
+/// Gets a lease as a guest would, and uses it; gives what the server offered.
+fn dhcp(host: &Host, guest: &Netns) -> String {
+    let script = host.dir.path().join("udhcpc.sh");
+    let text = "#!/bin/sh\n[ \"$1\" = bound ] || exit 0\nset -e\n\
+        ip address add $ip/$mask dev $interface\nip route add default via $router\nset\n";
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let line = "busybox udhcpc -i eth0 -n -q -f -O mtu -t 20 -T 1 -s";
+    guest.run(&format!("{line} {}", script.display()))
+}
+
+/// The address that a server at `address` sees when `client` connects.
+fn seen_by(server: &Netns, address: &str, client: &Netns) -> Option<SocketAddr> {
+    let listener = server.within(|| TcpListener::bind(address).unwrap());
+    let serve = move || -> std::io::Result<SocketAddr> {
+        let (mut stream, peer) = listener.accept()?;
+        stream.write_all(b"hello")?;
+        Ok(peer)
+    };
+    let address: SocketAddr = address.parse().unwrap();
+    let connected = client.within(|| TcpStream::connect_timeout(&address, Duration::from_secs(3)));
+    let mut stream = connected.ok()?;
+    let peer = serve().unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "hello");
+    Some(peer)
+}
+
+#[test]
+fn guests_get_addresses_names_and_the_way_out_and_nobody_gets_in() {
+    require("busybox", "busybox-static");
+    let host = Host::new(&format!("{DEFAULT}{LAB}"));
+    let internet = Netns::new("internet");
+    host.netns.join("uplink", &internet, "eth0");
+    host.netns.run("ip address add 198.51.100.2/24 dev uplink");
+    internet.run("ip address add 198.51.100.1/24 dev eth0");
+    // The internet knows a way to the subnet, so that only the rules keep it out.
+    internet.run("ip route add 192.168.100.0/24 via 198.51.100.2");
+    internet.run(
+        "dnsmasq --conf-file=/dev/null --no-resolv --no-hosts --pid-file= --user=root \
+         --listen-address=198.51.100.1 --bind-interfaces --address=/www.example.test/198.51.100.80",
+    );
+    let resolv = host.dir.path().join("resolv.conf");
+    fs::write(&resolv, "nameserver 198.51.100.1\n").unwrap();
+    let bind = format!(
+        "mount --bind {} /etc/resolv.conf; exec \"$@\"",
+        resolv.display()
+    );
+    host.ringtap_by(&["unshare", "-m", "sh", "-c", &bind, "sh"], &["up"])
+        .succeeded();
+
+    let web1 = guest(&host, "web1", "52:54:00:00:00:01");
+    let web2 = guest(&host, "web2", "52:54:00:00:00:02");
+    let offer = dhcp(&host, &web1);
+    for words in [
+        "ip='192.168.100.10'",
+        "router='192.168.100.1'",
+        "dns='192.168.100.1'",
+    ] {
+        assert!(offer.contains(words), "no {words} in {offer}");
+    }
+    assert!(
+        offer.contains("mtu='1400'") && offer.contains("domain='vm.internal'"),
+        "{offer}"
+    );
+    let offer = dhcp(&host, &web2);
+    let own = offer
+        .lines()
+        .find_map(|line| line.strip_prefix("ip="))
+        .unwrap()
+        .trim_matches('\'');
+    let own: Ipv4Addr = own.parse().unwrap();
+    assert_ne!(own.to_string(), "192.168.100.10");
+
+    let lookup = |name: &str| web1.run(&format!("busybox nslookup -type=a {name} 192.168.100.1"));
+    assert!(lookup("web1.vm.internal").contains("192.168.100.10"));
+    assert!(
+        lookup("web2.vm.internal").contains(&own.to_string()),
+        "{}",
+        lookup("web2.vm.internal")
+    );
+    assert!(lookup("www.example.test").contains("198.51.100.80"));
+    let unknown = web1.attempt("busybox nslookup -type=a nobody.vm.internal 192.168.100.1");
+    assert!(
+        !unknown.status.success(),
+        "a name of the network's own domain never goes upstream"
+    );
+
+    // Out: as the host's address, from an unprivileged port.
+    let peer = seen_by(&internet, "198.51.100.1:8080", &web1).expect("the internet is reached");
+    assert_eq!(peer.ip().to_string(), "198.51.100.2");
+    assert!(peer.port() >= 1024, "{peer}");
+    web1.run("ping -c 1 -W 5 198.51.100.1");
+    // Among guests and to the host: as themselves.
+    let peer = seen_by(&web2, &format!("{own}:8080"), &web1).expect("guests reach each other");
+    assert_eq!(peer.ip().to_string(), "192.168.100.10");
+    assert!(seen_by(&host.netns, "192.168.100.1:8080", &web1).is_some());
+    // In: refused, and not for lack of a way. The host itself may.
+    assert!(seen_by(&web1, "192.168.100.10:8080", &host.netns).is_some());
+    assert_eq!(seen_by(&web1, "192.168.100.10:8081", &internet), None);
+    let ping = internet.attempt("ping -c 1 -W 5 192.168.100.10");
+    let answer = String::from_utf8_lossy(&ping.stdout).into_owned();
+    assert!(
+        answer.contains("From 198.51.100.2") && answer.contains("iltered"),
+        "{answer}"
+    );
+    // A guest with an address that is not the network's gets nowhere.
+    web2.run("ip address add 203.0.113.9/24 dev eth0");
+    let ping = web2.attempt("ping -c 1 -W 5 -I 203.0.113.9 198.51.100.1");
+    assert!(!ping.status.success());
+    // Nothing listens for guests' requests outside the bridge.
+    let outside = internet.attempt("busybox nslookup -type=a web1.vm.internal 198.51.100.2");
+    assert!(!outside.status.success());
+
+    // From one NAT network into another: refused by the other's rules.
+    let lab = Netns::new("lab");
+    host.netns.join("port-lab", &lab, "eth0");
+    host.netns.run("ip link set port-lab master rt-lab");
+    dhcp(&host, &lab);
+    assert!(seen_by(&internet, "198.51.100.1:8081", &lab).is_some());
+    assert_eq!(seen_by(&web1, "192.168.100.10:8082", &lab), None);
+
+    // Rules that are gone let the internet in: so those above are what keeps it out.
+    host.netns.run("nft flush ruleset");
+    assert!(seen_by(&web1, "192.168.100.10:8083", &internet).is_some());
+    host.ringtap(&["up"]).succeeded();
+    assert_eq!(seen_by(&web1, "192.168.100.10:8084", &internet), None);
+    for port in ["port-web1", "port-web2", "port-lab"] {
+        host.netns.run(&format!("ip link delete {port}"));
+    }
+    host.ringtap(&["down"]).succeeded();
+}
+
+#[test]
+fn an_up_that_nobody_listens_to_is_done_all_the_same() {
+    let host = Host::new(DEFAULT);
+    let mut child = host
+        .command(&["up"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert!(netns::wait(&mut child, netns::BOUND).unwrap().success());
+    host.ringtap(&["status"]).succeeded();
+    host.ringtap(&["down"]).succeeded();
+}
