@@ -29,6 +29,8 @@ pub enum Command {
     Down(NetworkArgs),
     /// Show networks as they are and as the file wants them; exit code 1 where they differ
     Status(ReportArgs),
+    /// Run a guest in the foreground, with its networks; Ctrl-C ends it
+    Run(RunArgs),
 }
 
 /// Where the control plane reads its file and keeps its state.
@@ -65,6 +67,18 @@ pub struct ReportArgs {
     /// Print JSON, for programs
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// The guest to run
+    #[arg(value_name = "GUEST")]
+    pub guest: Name,
+
+    /// File and run directory.
+    #[command(flatten)]
+    pub host: HostArgs,
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //! and back: tap readable → queue_pair::process_rx → tap.readv into the guest's chains → used ring → call
 //! ```
 //!
-//! **The way of a launch** (every other command, [`config`], [`network`], `guest`): the control plane.
+//! **The way of a launch** (every other command, [`config`], [`network`], [`guest`]): the control plane.
 //!
 //! ```text
 //! TOML → Config (validated) → observe the host → plan (a pure value) → apply, with undo → verify
@@ -27,6 +27,7 @@
 pub mod backend;
 pub mod cli;
 pub mod config;
+pub mod guest;
 pub mod network;
 pub mod programs;
 pub mod signals;

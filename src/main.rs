@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use ringtap::cli::{Cli, Command};
-use ringtap::{backend, config, network};
+use ringtap::{backend, config, guest, network};
 use tracing_subscriber::EnvFilter;
 
 /// Bad usage or a bad configuration file; clap exits with the same for a bad command line.
@@ -31,6 +31,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Up(args) => network::up(&args)?,
         Command::Down(args) => network::down(&args)?,
         Command::Status(args) => return Ok(network::status(&args)?),
+        Command::Run(args) => return Ok(guest::run(&args)?),
     }
     Ok(ExitCode::SUCCESS)
 }

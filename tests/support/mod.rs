@@ -1,6 +1,9 @@
 //! What several integration tests share. Each test binary uses a part of it.
 #![allow(dead_code)]
 
+pub mod console;
 pub mod driver;
 pub mod front_end;
+pub mod lab;
 pub mod netns;
+pub mod web;

@@ -1,0 +1,206 @@
+//! A guest's NIC on the host: its tap on the network's bridge, and the backend process that serves it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use super::process::{Process, background, last_line};
+use super::qemu::Wiring;
+use crate::backend::BackendArgs;
+use crate::config::{Guest, Network};
+use crate::network;
+use crate::network::apply::netlink::NetlinkError;
+use crate::tap::{Tap, TapError};
+use crate::types::IfName;
+
+/// How long a backend may take until front-ends can connect.
+const READY_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why a NIC can't be had.
+#[derive(Debug, Error)]
+pub enum NicError {
+    /// Its tap can't be made.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// Its tap can't be plugged into the bridge.
+    #[error(transparent)]
+    Port(#[from] NetlinkError),
+    /// Its backend can't be started.
+    #[error("the backend can't be started")]
+    Spawn(#[source] io::Error),
+    /// Its backend ended at once, or does not get ready.
+    #[error("the backend of {tap} did not get ready: {said}")]
+    NotReady {
+        /// The tap.
+        tap: IfName,
+        /// The last line of the backend's log.
+        said: String,
+    },
+    /// Files and sockets of the run directory.
+    #[error("{path}")]
+    RunDir {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+/// A tap that is deleted when this value is dropped.
+#[derive(Debug)]
+struct Port(IfName);
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        if let Err(error) = network::port::delete(&self.0) {
+            tracing::warn!("tap {} stays: {error}", self.0);
+        }
+    }
+}
+
+/// A NIC with its backend at work. Everything of it goes away with this value: the process first, then the tap.
+#[derive(Debug)]
+pub struct HostNic {
+    backend: Process,
+    args: BackendArgs,
+    log: PathBuf,
+    wiring: Wiring,
+    _port: Port,
+}
+
+impl HostNic {
+    /// Makes the tap of `guest`'s NIC number `index` on `network`, and starts its backend in `dir`. Returns when
+    /// front-ends can connect.
+    ///
+    /// # Errors
+    /// See [`NicError`]; nothing is left behind then.
+    pub fn start(
+        guest: &Guest,
+        index: usize,
+        network: &Network,
+        dir: &Path,
+    ) -> Result<Self, NicError> {
+        let nic = &guest.nics[index];
+        let tap = guest.tap(index);
+        Tap::make_persistent(&tap)?;
+        let port = Port(tap.clone());
+        network::port::attach(&tap, &network.bridge(), network.mtu)?;
+        let args = BackendArgs {
+            socket_path: dir.join(format!("nic{index}.sock")),
+            tap,
+            queue_pairs: nic.queue_pairs,
+        };
+        let log = dir.join(format!("nic{index}.log"));
+        let backend = start_and_wait(&args, &log)?;
+        let wiring = Wiring {
+            socket: args.socket_path.clone(),
+            mac: nic.mac,
+            queue_pairs: nic.queue_pairs,
+            mtu: network.mtu,
+        };
+        Ok(Self {
+            backend,
+            args,
+            log,
+            wiring,
+            _port: port,
+        })
+    }
+
+    /// What QEMU needs to know.
+    pub fn wiring(&self) -> &Wiring {
+        &self.wiring
+    }
+
+    /// The process that serves it.
+    pub fn backend(&mut self) -> &mut Process {
+        &mut self.backend
+    }
+
+    /// The tap, for messages.
+    pub fn tap(&self) -> &IfName {
+        &self.args.tap
+    }
+
+    /// What the backend said last.
+    pub fn last_words(&self) -> String {
+        last_line(&self.log)
+    }
+
+    /// Starts the backend anew after it has ended. The tap has stayed on its bridge, and QEMU connects again by itself.
+    ///
+    /// # Errors
+    /// Where the process can't be started.
+    pub fn restart(&mut self) -> Result<(), NicError> {
+        self.backend = spawn(&self.args, &self.log, None)?;
+        Ok(())
+    }
+}
+
+/// Starts a backend and waits for its word that it is ready (sd_notify(3)).
+fn start_and_wait(args: &BackendArgs, log: &Path) -> Result<Process, NicError> {
+    let path = args.socket_path.with_extension("ready");
+    let run_dir = |cause| NicError::RunDir {
+        path: path.clone(),
+        cause,
+    };
+    let socket = UnixDatagram::bind(&path).map_err(run_dir)?;
+    socket.set_nonblocking(true).map_err(run_dir)?;
+    let mut backend = spawn(args, log, Some(&path))?;
+    let ready = wait_until_ready(&mut backend, socket).map_err(run_dir)?;
+    std::fs::remove_file(&path).map_err(run_dir)?;
+    if !ready {
+        return Err(NicError::NotReady {
+            tap: args.tap.clone(),
+            said: last_line(&log.to_owned()),
+        });
+    }
+    Ok(backend)
+}
+
+/// True once `backend` has said so; false where it ended or the time ran out.
+fn wait_until_ready(backend: &mut Process, socket: UnixDatagram) -> io::Result<bool> {
+    let end = Instant::now() + READY_LIMIT;
+    let reader = socket.try_clone()?;
+    let socket = OwnedFd::from(socket);
+    let mut message = [0; 256];
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        backend.wait_with(Some(&socket), left)?;
+        match reader.recv(&mut message) {
+            Ok(bytes) if is_ready(&message[..bytes]) => return Ok(true),
+            Ok(_) => continue,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        if backend.exit_status()?.is_some() {
+            return Ok(false);
+        }
+    }
+    Ok(false)
+}
+
+fn is_ready(message: &[u8]) -> bool {
+    message
+        .split(|byte| *byte == b'\n')
+        .any(|line| line == b"READY=1")
+}
+
+fn spawn(args: &BackendArgs, log: &Path, ready: Option<&Path>) -> Result<Process, NicError> {
+    let run_dir = |cause| NicError::RunDir {
+        path: log.to_owned(),
+        cause,
+    };
+    // The program that runs, even if its file has been replaced meanwhile.
+    let mut command = background(Path::new("/proc/self/exe"), log).map_err(run_dir)?;
+    command.args(args.to_argv());
+    match ready {
+        Some(path) => command.env("NOTIFY_SOCKET", path),
+        None => command.env_remove("NOTIFY_SOCKET"),
+    };
+    Process::spawn(&mut command).map_err(NicError::Spawn)
+}

@@ -1,0 +1,187 @@
+//! The whole way: ringtap brings a NAT network up and runs QEMU with the tiny guest on it, every frame through the
+//! vhost-user backend; a stand-in internet is behind the host. Everything is in namespaces of the test's own.
+
+mod support;
+
+use std::io::Write;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use support::console::Console;
+use support::lab::{INTERNET, Lab, WWW};
+use support::netns::{bounded, difference, require, until};
+use support::web::WebServer;
+
+const TRANSFER: Duration = Duration::from_secs(120);
+
+/// Bytes that don't repeat, from a seed.
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    (0..len / 8).flat_map(|_| next().to_le_bytes()).collect()
+}
+
+/// As coreutils sees it, which is not what the guest's busybox computes with.
+fn sha256(bytes: &[u8]) -> String {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(bytes).unwrap();
+    let output = bounded(Command::new("sha256sum").arg(file.path()), "");
+    String::from_utf8_lossy(&output.stdout)[..64].to_owned()
+}
+
+/// What iperf3 says it moved: sent and received, in bytes.
+fn iperf_bytes(json: &str) -> [u64; 2] {
+    let report: serde_json::Value = serde_json::from_str(json).expect(json);
+    ["sum_sent", "sum_received"].map(|sum| report["end"][sum]["bytes"].as_u64().expect(json))
+}
+
+#[test]
+fn a_guest_gets_its_address_resolves_names_and_reaches_the_internet() {
+    require("iperf3", "iperf3");
+    let mut lab = Lab::new();
+    lab.configure_guest("");
+    lab.serve("iperf3", &["--server"]);
+    lab.internet_listens(5201);
+    let before = lab.host.snapshot();
+    let mut guest = Console::boot(&mut lab.ringtap("run web1"));
+
+    let address = guest.run("ip -o -4 address show eth0");
+    assert!(address.contains("192.168.100.10/24"), "{address}");
+    assert!(guest.run("cat /proc/sys/kernel/hostname").contains("web1"));
+    let name = guest.run("nslookup web1 192.168.100.1");
+    assert!(name.contains("192.168.100.10"), "{name}");
+    let name = guest.run(&format!("nslookup {WWW}"));
+    assert!(name.contains(INTERNET), "{name}");
+    let ping = guest.run(&format!("ping -c 3 {WWW}"));
+    assert!(ping.contains("3 packets received"), "{ping}");
+
+    let sent = 32 << 20;
+    for direction in ["", "-R"] {
+        let json = guest.run(&format!("iperf3 -c {WWW} -n {sent} -J {direction}"));
+        let [out, arrived] = iperf_bytes(&json);
+        assert!(out >= sent, "{out} bytes sent");
+        assert_eq!(out, arrived, "every byte that was sent arrived");
+    }
+    assert_eq!(
+        lab.internet
+            .attempt("ping -c 1 -W 1 192.168.100.10")
+            .status
+            .code(),
+        Some(2),
+        "no way in"
+    );
+
+    assert!(guest.power_off().success());
+    assert_eq!(difference(&before, &lab.host.snapshot()), "");
+    assert!(!lab.run_dir().exists());
+    assert_eq!(lab.host.pids(), [0; 0]);
+}
+
+#[test]
+fn twenty_large_transfers_arrive_unchanged() {
+    let lab = Lab::new();
+    lab.configure_guest("");
+    let web = WebServer::start(&lab.internet);
+    let mut guest = Console::boot(&mut lab.ringtap("run web1"));
+    for i in 1..=10 {
+        let blob = noise(16 << 20, i);
+        web.put("blob", blob.clone());
+        let get = format!("wget -q -O /tmp/blob http://{WWW}/blob && sha256sum /tmp/blob");
+        let (code, got) = guest.attempt(&get, TRANSFER);
+        assert_eq!(
+            (code, &got[..64]),
+            (0, &sha256(&blob)[..]),
+            "to the guest, {i}"
+        );
+
+        let (code, said) = guest.attempt(&format!("nc {WWW} 7000 < /tmp/blob"), TRANSFER);
+        assert_eq!(code, 0, "{said}");
+        assert!(web.upload() == blob, "from the guest, {i}");
+    }
+}
+
+#[test]
+fn a_killed_backend_is_replaced_and_the_same_tcp_connection_goes_on() {
+    const SIZE: usize = 256 << 20;
+    let lab = Lab::new();
+    lab.configure_guest("");
+    let web = WebServer::start(&lab.internet);
+    let blob = noise(SIZE, 99);
+    let sum = sha256(&blob);
+    web.put("blob", blob);
+    let mut guest = Console::boot(&mut lab.ringtap("run web1"));
+    guest.begin(&format!("wget -q -O - http://{WWW}/blob | sha256sum"));
+    let moved = || -> usize {
+        let bytes = lab.host.run("cat /sys/class/net/up0/statistics/rx_bytes");
+        bytes.trim().parse().unwrap()
+    };
+    let start = moved();
+    for round in 1..=3 {
+        until("some of the transfer", || {
+            moved() > start + round * (20 << 20)
+        });
+        let backends = lab.pids(&["backend --socket-path"]);
+        assert_eq!(backends.len(), 1, "{backends:?}");
+        kill(Pid::from_raw(backends[0]), Signal::SIGKILL).unwrap();
+        assert!(
+            moved() < start + SIZE,
+            "the transfer was over before the kill"
+        );
+        until("another backend", || {
+            let now = lab.pids(&["backend --socket-path"]);
+            now.len() == 1 && now != backends
+        });
+    }
+    let (code, got) = guest.finish(TRANSFER);
+    assert_eq!((code, &got[..64]), (0, &sum[..]));
+    assert_eq!(web.gets(), 1, "the same connection all the way");
+    assert!(guest.power_off().success());
+}
+
+#[test]
+fn ctrl_c_leaves_nothing_behind() {
+    let lab = Lab::new();
+    lab.configure_guest("");
+    let before = lab.host.snapshot();
+    let guest = Console::boot(&mut lab.ringtap("run web1"));
+    assert_eq!(guest.signal(Signal::SIGINT).code(), Some(0));
+    assert_eq!(difference(&before, &lab.host.snapshot()), "");
+    assert!(!lab.run_dir().exists());
+    assert_eq!(lab.host.pids(), [0; 0]);
+}
+
+#[test]
+fn a_network_that_was_up_stays_up() {
+    let lab = Lab::new();
+    lab.configure_guest("");
+    let ringtap = |words| bounded(&mut lab.ringtap(words), "").status.code();
+    assert_eq!(ringtap("up"), Some(0));
+    assert!(
+        Console::boot(&mut lab.ringtap("run web1"))
+            .power_off()
+            .success()
+    );
+    assert_eq!(ringtap("status"), Some(0));
+    assert!(!lab.host.run("ip -o link").contains("tap-web1"));
+    assert_eq!(ringtap("down"), Some(0));
+    assert!(!lab.run_dir().exists());
+}
+
+#[test]
+fn the_same_guest_does_not_start_twice() {
+    let lab = Lab::new();
+    lab.configure_guest("");
+    let mut guest = Console::boot(&mut lab.ringtap("run web1"));
+    let second = bounded(&mut lab.ringtap("run web1"), "");
+    assert_eq!(second.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert!(said.contains("guest web1 is running already"), "{said}");
+    guest.run("ping -c 1 192.168.100.1");
+}

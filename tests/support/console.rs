@@ -1,0 +1,170 @@
+//! A guest's serial console, driven as a person would: `ringtap run` with pipes for a terminal.
+
+use std::io::{Read, Write};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::netns;
+
+/// A guest that has not said `tiny: ready` by then hangs.
+const BOOT: Duration = Duration::from_secs(90);
+
+/// A running guest and its console. Dropped, it is ended as by Ctrl-C.
+pub struct Console {
+    child: Child,
+    stdin: ChildStdin,
+    output: Receiver<Vec<u8>>,
+    /// All that was printed so far.
+    pub text: String,
+    commands: usize,
+}
+
+impl Console {
+    /// Starts `command`, which runs a guest in the foreground, and waits until the guest's shell is there.
+    pub fn boot(command: &mut Command) -> Self {
+        let mut console = Self::start(command);
+        console.wait_for("tiny: ready", BOOT);
+        console.run("stty -echo"); // or the shell would wrap the echo, and ask for the cursor after each prompt
+        console
+    }
+
+    /// Starts `command` and waits for nothing.
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let mut stdout = child.stdout.take().expect("a pipe");
+        let (send, output) = channel();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(bytes @ 1..) = stdout.read(&mut buffer) {
+                if send.send(buffer[..bytes].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        Self {
+            stdin: child.stdin.take().expect("a pipe"),
+            child,
+            output,
+            text: String::new(),
+            commands: 0,
+        }
+    }
+
+    /// Types `line`, waits until the guest has done it, and returns what it printed; it must succeed.
+    pub fn run(&mut self, line: &str) -> String {
+        let (code, text) = self.attempt(line, netns::BOUND);
+        assert_eq!(code, 0, "`{line}` in the guest printed: {text}");
+        text
+    }
+
+    /// Types `line`; returns its exit code and what it printed within `bound`.
+    pub fn attempt(&mut self, line: &str, bound: Duration) -> (i32, String) {
+        self.begin(line);
+        self.finish(bound)
+    }
+
+    /// Types `line` and does not wait.
+    pub fn begin(&mut self, line: &str) {
+        self.commands += 1;
+        // The terminal may echo what is typed: only what the shell makes of it is the mark.
+        let line = format!(
+            "echo begin''-{0}; {line}; echo end''-{0}:$?:\n",
+            self.commands
+        );
+        self.stdin
+            .write_all(line.as_bytes())
+            .expect("the guest's console");
+    }
+
+    /// Waits for the end of what [`Self::begin`] typed.
+    pub fn finish(&mut self, bound: Duration) -> (i32, String) {
+        let (begin, end) = (
+            format!("begin-{}", self.commands),
+            format!("end-{}:", self.commands),
+        );
+        self.wait_for(&end, bound);
+        self.wait_for(":", Duration::ZERO);
+        let from = self.text.rfind(&begin).expect("the begin mark") + begin.len();
+        let to = self.text.rfind(&end).expect("the end mark");
+        let printed = self.text[from..to].replace('\r', "");
+        let tail = end.len() + to;
+        loop {
+            if let Some((code, _)) = self.text[tail..].split_once(':') {
+                return (
+                    code.parse().expect("an exit code"),
+                    printed.trim().to_owned(),
+                );
+            }
+            self.read(Instant::now() + bound, &end);
+        }
+    }
+
+    /// Reads on until `mark` has been printed.
+    pub fn wait_for(&mut self, mark: &str, bound: Duration) {
+        let deadline = Instant::now() + bound;
+        while !self.text.contains(mark) {
+            self.read(deadline, mark);
+        }
+    }
+
+    fn read(&mut self, deadline: Instant, mark: &str) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match self.output.recv_timeout(left) {
+            Ok(bytes) => self.text.push_str(&String::from_utf8_lossy(&bytes)),
+            Err(RecvTimeoutError::Timeout) => {
+                panic!(
+                    "{mark:?} did not come in time; the console so far:\n{}",
+                    self.text
+                )
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                panic!(
+                    "the guest ended before {mark:?}; the console so far:\n{}",
+                    self.text
+                )
+            }
+        }
+    }
+
+    /// Types `poweroff` and waits for ringtap to end.
+    pub fn power_off(mut self) -> ExitStatus {
+        self.stdin
+            .write_all(b"poweroff\n")
+            .expect("the guest's console");
+        self.wait()
+    }
+
+    /// Sends `signal` to ringtap and waits for it to end.
+    pub fn signal(mut self, signal: Signal) -> ExitStatus {
+        kill(self.pid(), signal).expect("ringtap runs");
+        self.wait()
+    }
+
+    /// The process started: ringtap, for `ip netns exec` becomes what it runs.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        netns::wait(&mut self.child, netns::BOUND)
+            .unwrap_or_else(|| panic!("ringtap did not end; the console so far:\n{}", self.text))
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = kill(self.pid(), Signal::SIGTERM);
+            let _ = netns::wait(&mut self.child, netns::BOUND);
+        }
+    }
+}

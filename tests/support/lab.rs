@@ -1,0 +1,155 @@
+//! A pretend host that runs ringtap, and a pretend internet behind its uplink.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use super::netns::{self, Netns, require};
+
+/// The stand-in internet's address and name.
+pub const INTERNET: &str = "198.51.100.1";
+pub const WWW: &str = "www.example.test";
+
+/// The tiny guest's kernel, initramfs and command line, made if need be.
+pub fn tiny_guest() -> [String; 3] {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    netns::run(root.join("guests/tiny/build").to_str().unwrap(), &[]);
+    let made = root.join("target/guests/tiny");
+    let append = fs::read_to_string(made.join("append")).unwrap();
+    let path = |name: &str| made.join(name).to_str().unwrap().to_owned();
+    [path("vmlinuz"), path("initrd"), append.trim().to_owned()]
+}
+
+/// Host and internet, joined by a veth pair, with a web and DNS server behind it. All of it goes with this value.
+pub struct Lab {
+    pub host: Netns,
+    pub internet: Netns,
+    pub dir: tempfile::TempDir,
+    servers: Vec<Child>,
+}
+
+impl Lab {
+    pub fn new() -> Self {
+        require("dnsmasq", "dnsmasq-base");
+        let (host, internet) = (Netns::new("host"), Netns::new("internet"));
+        host.join("up0", &internet, "up0");
+        host.run("ip address add 198.51.100.2/24 dev up0");
+        host.run("ip route add default via 198.51.100.1");
+        internet.run(&format!("ip address add {INTERNET}/24 dev up0"));
+        // dnsmasq, which is not root, reads its files below.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        let dir = tempfile::Builder::new()
+            .permissions(open)
+            .tempdir()
+            .unwrap();
+        fs::write(
+            dir.path().join("resolv.conf"),
+            format!("nameserver {INTERNET}\n"),
+        )
+        .unwrap();
+        // Addresses that are being checked for duplicates would change a snapshot by themselves.
+        netns::until("settled addresses", || {
+            host.run("ip -6 address show tentative").is_empty()
+        });
+        let mut lab = Self {
+            host,
+            internet,
+            dir,
+            servers: Vec::new(),
+        };
+        lab.serve(
+            "dnsmasq",
+            &[
+                "--keep-in-foreground",
+                "--conf-file=/dev/null",
+                "--no-resolv",
+                "--no-hosts",
+                "--pid-file=",
+                "--user=root",
+                "--bind-interfaces",
+                "--interface=up0",
+                "--local=/example.test/",
+                &format!("--host-record={WWW},{INTERNET}"),
+            ],
+        );
+        lab
+    }
+
+    /// Starts a server on the internet; it ends with the lab.
+    pub fn serve(&mut self, program: &str, args: &[&str]) {
+        let mut command = self.internet.command(program);
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        self.servers.push(command.spawn().unwrap());
+    }
+
+    /// Waits until something listens on the internet's TCP `port`.
+    pub fn internet_listens(&self, port: u16) {
+        netns::until("a server listens", || {
+            let sockets = self.internet.run("ss -Htln");
+            sockets.contains(&format!(":{port} "))
+        });
+    }
+
+    /// Writes the host's file, with a NAT network `default` and these lines after it.
+    pub fn configure(&self, more: &str) -> PathBuf {
+        let path = self.dir.path().join("ringtap.toml");
+        let network = "[networks.default]\nmode = \"nat\"\nsubnet = \"192.168.100.0/24\"\n";
+        fs::write(&path, format!("{network}{more}")).unwrap();
+        path
+    }
+
+    /// A file with one tiny guest `web1`, 192.168.100.10.
+    pub fn configure_guest(&self, more: &str) {
+        let [kernel, initrd, append] = tiny_guest();
+        self.configure(&format!(
+            "[guests.web1]\ncpus = 1\nmemory = \"256M\"\nkernel = {kernel:?}\ninitrd = {initrd:?}\n\
+             append = {append:?}\nqemu-args = [\"-no-reboot\"]\n\
+             nics = [{{ network = \"default\", ip = \"192.168.100.10\" }}]\n{more}"
+        ));
+    }
+
+    /// `ringtap` with `words`, on the host, with the host's resolv.conf, file and run directory.
+    pub fn ringtap(&self, words: &str) -> Command {
+        let mut command = self.host.command("sh");
+        let resolv = self.dir.path().join("resolv.conf");
+        // In the mount namespace that `ip netns exec` has just made.
+        let script = format!(
+            "mount --bind {} /etc/resolv.conf && exec \"$@\"",
+            resolv.display()
+        );
+        command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_ringtap")]);
+        command.args(words.split_whitespace());
+        command
+            .arg("--config")
+            .arg(self.dir.path().join("ringtap.toml"));
+        command.arg("--run-dir").arg(self.run_dir());
+        command
+    }
+
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    /// The pids of processes on the host whose command line has all of `words`.
+    pub fn pids(&self, words: &[&str]) -> Vec<i32> {
+        let matches = |pid: &i32| {
+            let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let cmdline = String::from_utf8_lossy(&cmdline).replace('\0', " ");
+            words.iter().all(|word| cmdline.contains(word))
+        };
+        self.host.pids().into_iter().filter(matches).collect()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for server in &mut self.servers {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+}
