@@ -1,7 +1,7 @@
 //! The dataplane: one vhost-user-net device on one tap.
 //!
 //! # Theory of operation
-//! [`serve`] opens the tap, starts a worker a queue pair, and listens on the socket. Its own event-manager loop
+//! [`serve()`] opens the tap, starts a worker a queue pair, and listens on the socket. Its own event-manager loop
 //! waits for three things: a front-end that connects, a message from the one that is connected, and a signal to
 //! end. A front-end that goes away leaves its rings stopped; the next is served from the start. Frames never come
 //! this way: they are the workers' (`worker`, `queue_pair`, `ring`, `chain`).

@@ -1,6 +1,6 @@
 //! The file: one TOML text that describes networks and guests, read into values that are valid.
 //!
-//! [`Config::load`] reads the file and walks its tree by hand ([`reader`]) rather than through serde, so that
+//! [`Config::load`] reads the file and walks its tree by hand (`reader`) rather than through serde, so that
 //! every problem is reported at once, each with its line, key, cause and remedy ([`Problems`]). Networks are
 //! read first, guests second (their NICs name networks), and what concerns several of them last: overlapping
 //! subnets, addresses given twice, link names that collide. A `Config` exists only if there was no problem.

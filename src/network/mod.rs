@@ -8,7 +8,7 @@
 //!                                  journal, written ahead → apply::down
 //! ```
 //!
-//! [`plan`] and [`status`] look and compare; they change nothing, not even the run directory. [`up`] holds the
+//! [`plan()`] and [`status`] look and compare; they change nothing, not even the run directory. [`up`] holds the
 //! run directory's lock, refuses before it touches anything where something stands in the way, and verifies by
 //! looking again. [`down`] works from the journal alone, so it takes back what was done even if the file has
 //! changed since. The host is touched under [`apply`] and nowhere else.
