@@ -5,7 +5,7 @@
 //! frame carries a virtio-net header before it (`IFF_VNET_HDR`), which is how offloads cross the boundary
 //! untouched: the kernel and the guest's driver agree on that header's layout.
 //!
-//! May touch: `/dev/net/tun`, tun ioctls, `/sys/class/net/*/tun_flags` to explain a refusal. This file is a
+//! May touch: `/dev/net/tun`, tun ioctls, an abstract socket that claims a tap, `/sys/class/net/*/tun_flags` to explain a refusal. This file is a
 //! home of unsafe code: ioctls, and vectored I/O on memory that a guest may change meanwhile.
 
 #![allow(unsafe_code)]
@@ -14,7 +14,9 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use thiserror::Error;
 use vm_memory::VolatileSlice;
@@ -132,6 +134,8 @@ pub trait TapSettings: Send {
 pub struct Tap {
     name: IfName,
     control: File,
+    /// Tells other backends that the tap is taken, also while all its queues are detached and so not to be seen.
+    _claim: UnixDatagram,
 }
 
 impl Tap {
@@ -142,8 +146,9 @@ impl Tap {
     /// See [`TapError`]. Nothing is left behind after an error.
     pub fn open(name: &IfName, pairs: QueuePairs) -> Result<(Self, Vec<TapQueue>), TapError> {
         check_flags(name)?;
+        let claim = claim(name)?;
         let queues = (0..pairs.get())
-            .map(|_| attach(name).map(|file| TapQueue { fd: file.into() }))
+            .map(|_| attach(name).map(TapQueue::attached))
             .collect::<Result<Vec<_>, _>>()?;
         let control = queues[0]
             .fd
@@ -153,6 +158,7 @@ impl Tap {
         let tap = Self {
             name: name.clone(),
             control,
+            _claim: claim,
         };
         tap.check_alone(pairs)?;
         Ok((tap, queues))
@@ -174,7 +180,7 @@ impl Tap {
     }
 
     /// A multi-queue tap lets a second process attach without a word, and then frames go to either of the two.
-    /// The count of queues gives it away.
+    /// The count of queues gives away one that is no backend and so holds no claim.
     fn check_alone(&self, pairs: QueuePairs) -> Result<(), TapError> {
         let queues = attached_queues(&self.name)
             .map_err(|cause| kernel(&self.name, "count its queues", cause))?;
@@ -216,6 +222,8 @@ impl TapSettings for Tap {
 #[derive(Debug)]
 pub struct TapQueue {
     fd: OwnedFd,
+    /// Whether the link gives frames to this queue; `None` where it always does, for it is no tap's.
+    attached: Option<bool>,
 }
 
 impl TapQueue {
@@ -227,7 +235,37 @@ impl TapQueue {
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
-        Ok(Self { fd })
+        Ok(Self { fd, attached: None })
+    }
+
+    fn attached(file: File) -> Self {
+        Self {
+            fd: file.into(),
+            attached: Some(true),
+        }
+    }
+
+    /// Lets the link give frames to this queue, or to its others alone. Frames that wait in a queue are lost when it
+    /// is detached; one that stayed attached without a reader would swallow the flows that hash to it.
+    ///
+    /// # Errors
+    /// Those of `TUNSETQUEUE`.
+    pub fn set_attached(&mut self, attach: bool) -> io::Result<()> {
+        if self.attached.is_none_or(|attached| attached == attach) {
+            return Ok(());
+        }
+        let flag = if attach {
+            libc::IFF_ATTACH_QUEUE
+        } else {
+            libc::IFF_DETACH_QUEUE
+        };
+        // SAFETY: an ifreq is plain C data, for which all zeroes is a value.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        request.ifr_ifru.ifru_flags = flag as libc::c_short;
+        // SAFETY: TUNSETQUEUE reads one ifreq through the pointer, which lives over the call.
+        check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETQUEUE, &raw mut request) })?;
+        self.attached = Some(attach);
+        Ok(())
     }
 
     /// Reads one frame into `buffers`, in order; returns its length in bytes, header included.
@@ -355,6 +393,17 @@ fn check_flags(name: &IfName) -> Result<(), TapError> {
         mode: if is_tap { "tap" } else { "tun" },
         mq: if multi_queue { " multi_queue" } else { "" },
     })
+}
+
+/// Claims the tap among backends: an abstract socket's name belongs to one process of a network namespace, as a
+/// link's does, and is free again when that process has ended, however it did.
+fn claim(name: &IfName) -> Result<UnixDatagram, TapError> {
+    SocketAddr::from_abstract_name(format!("ringtap/tap/{name}"))
+        .and_then(|address| UnixDatagram::bind_addr(&address))
+        .map_err(|cause| match cause.kind() {
+            io::ErrorKind::AddrInUse => TapError::Busy(name.clone()),
+            _ => kernel(name, "claim it", cause),
+        })
 }
 
 /// How many queues processes have attached to `name` (`ETHTOOL_GCHANNELS`: tun reports them as `combined`).

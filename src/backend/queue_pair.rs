@@ -26,7 +26,7 @@ use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 use super::chain::{BadChain, Direction, walk};
 use super::counters::Counters;
 use super::memory::GuestMemory;
-use super::ring::SplitRing;
+use super::ring::{MAX_SIZE, SplitRing};
 use super::vring::Vring;
 use crate::tap::{HeaderLen, TapQueue};
 
@@ -41,6 +41,15 @@ pub const MAX_FRAME: usize = 65535 + ETHERNET + 8;
 
 /// Where `num_buffers` lies in the long header (virtio 1.3 §5.1.6).
 const NUM_BUFFERS: usize = 10;
+
+/// One of the two queues of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The receiveq.
+    Rx,
+    /// The transmitq.
+    Tx,
+}
 
 /// How a burst of transmission ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +135,41 @@ impl QueuePair {
             self.rx_counters.dropped += 1;
         }
         self.format = format;
+    }
+
+    /// Lets frames through a ring, or not. The tap's queue is attached while either ring is enabled, and what was under
+    /// way is brought home before a ring is disabled: the chains the driver has made available, and the frames that
+    /// wait in the tap, as far as there are buffers.
+    ///
+    /// # Errors
+    /// Where the tap refuses to attach or detach its queue.
+    pub fn enable(&mut self, side: Side, enabled: bool) -> io::Result<()> {
+        if !enabled {
+            self.drain(side);
+        }
+        self.vring(side).enabled = enabled;
+        self.tap.set_attached(self.rx.enabled || self.tx.enabled)
+    }
+
+    /// At most a tap's or ring's worth, since a guest may go on adding.
+    fn drain(&mut self, side: Side) {
+        for _ in 0..usize::from(MAX_SIZE) / BURST {
+            let more = match side {
+                Side::Rx => self.process_rx() == RxEnd::More,
+                Side::Tx => self.tx.enabled && self.process_tx() == TxEnd::More,
+            };
+            if !more {
+                return;
+            }
+        }
+    }
+
+    /// The ring of one side.
+    pub fn vring(&mut self, side: Side) -> &mut Vring {
+        match side {
+            Side::Rx => &mut self.rx,
+            Side::Tx => &mut self.tx,
+        }
     }
 
     /// Moves a burst of frames from the transmitq to the tap. Frames of a disabled ring are dropped

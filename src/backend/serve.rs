@@ -62,7 +62,8 @@ pub fn serve(args: &BackendArgs) -> Result<(), BackendError> {
     let signals = EndRequests::catch()?;
     let (tap, queues) = Tap::open(&args.tap, args.queue_pairs)?;
     let mut workers = Vec::with_capacity(queues.len());
-    for (index, queue) in queues.into_iter().enumerate() {
+    for (index, mut queue) in queues.into_iter().enumerate() {
+        queue.set_attached(false)?; // until a front-end enables the pair
         workers.push(Worker::spawn(
             format!("pair{index}"),
             QueuePair::new(queue)?,

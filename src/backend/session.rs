@@ -25,10 +25,10 @@ use vm_memory::ByteValued;
 use super::features::{Features, offered_protocol_features};
 use super::memory::{GuestMemory, MemoryError};
 use super::message::{Connection, Message, MessageError, Request, VringAddr};
-use super::queue_pair::FrameFormat;
+use super::queue_pair::{FrameFormat, Side};
 use super::ring::{RingError, RingLayout, RingPosition};
 use super::vring::{Notifier, Started};
-use super::worker::{Side, Worker, WorkerError};
+use super::worker::{Worker, WorkerError};
 use crate::tap::TapSettings;
 
 /// Why a request fails.

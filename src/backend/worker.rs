@@ -23,8 +23,8 @@ use event_manager::{
 use thiserror::Error;
 
 use super::counters::Counters;
-use super::queue_pair::{FrameFormat, QueuePair, RxEnd, TxEnd};
-use super::vring::{Notifier, Started, Vring};
+use super::queue_pair::{FrameFormat, QueuePair, RxEnd, Side, TxEnd};
+use super::vring::{Notifier, Started};
 
 /// Which fd an event is of.
 const TAP: u32 = 0;
@@ -37,18 +37,12 @@ pub enum WorkerError {
     /// Its loop refused, or is gone.
     #[error("queue pair worker: {0}")]
     Loop(#[from] event_manager::Error),
+    /// The tap refused to attach or detach the pair's queue.
+    #[error("tap queue can't be attached or detached: {0}")]
+    Attach(#[source] io::Error),
     /// Its thread could not be started.
     #[error("queue pair worker's thread")]
     Spawn(#[source] io::Error),
-}
-
-/// One of the two queues of a pair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// The receiveq.
-    Rx,
-    /// The transmitq.
-    Tx,
 }
 
 /// A queue pair at work in its own thread; ends with this value.
@@ -106,7 +100,7 @@ impl Worker {
     pub fn stop(&self, side: Side) -> Result<Option<Started>, WorkerError> {
         let id = self.id;
         self.endpoint.call_blocking(move |ops| {
-            let ring = ops.subscriber_mut(id)?.vring(side).started.take();
+            let ring = ops.subscriber_mut(id)?.pair.vring(side).started.take();
             if let Some(kick) = ring.as_ref().and_then(|ring| ring.kick.as_ref()) {
                 let events = Events::with_data(kick, side.kick_token(), EventSet::IN);
                 ops.event_ops(id)?.remove(events)?;
@@ -121,9 +115,10 @@ impl Worker {
     /// Where the worker is gone.
     pub fn enable(&self, side: Side, enabled: bool) -> Result<(), WorkerError> {
         self.with_loop(move |pair_loop| {
-            pair_loop.vring(side).enabled = enabled;
             pair_loop.look_again();
-        })
+            pair_loop.pair.enable(side, enabled)
+        })?
+        .map_err(WorkerError::Attach)
     }
 
     /// Changes how the driver is told of completed chains. It is told once at once, for what was completed before may
@@ -133,7 +128,7 @@ impl Worker {
     /// Where the worker is gone.
     pub fn set_call(&self, side: Side, call: Option<Notifier>) -> Result<(), WorkerError> {
         self.with_loop(move |pair_loop| {
-            let vring = pair_loop.vring(side);
+            let vring = pair_loop.pair.vring(side);
             vring.call = call;
             if vring.started.is_some() {
                 vring.notify();
@@ -230,15 +225,8 @@ impl PairLoop {
         }
     }
 
-    fn vring(&mut self, side: Side) -> &mut Vring {
-        match side {
-            Side::Rx => &mut self.pair.rx,
-            Side::Tx => &mut self.pair.tx,
-        }
-    }
-
     fn start(&mut self, side: Side, ring: Started) {
-        self.vring(side).started = Some(ring);
+        self.pair.vring(side).started = Some(ring);
         self.look_again();
     }
 
@@ -282,6 +270,7 @@ impl PairLoop {
 
     fn kicked(&mut self, side: Side) {
         if let Some(kick) = self
+            .pair
             .vring(side)
             .started
             .as_ref()
