@@ -20,6 +20,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use thiserror::Error;
 use vm_memory::VolatileSlice;
+use vm_memory::bitmap::BitmapSlice;
 
 use crate::types::{IfName, QueuePairs};
 
@@ -274,7 +275,7 @@ impl TapQueue {
     ///
     /// # Errors
     /// `WouldBlock` where there is no frame.
-    pub fn readv(&self, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    pub fn readv<B: BitmapSlice>(&self, buffers: &[VolatileSlice<'_, B>]) -> io::Result<usize> {
         let mut iovecs = [const { MaybeUninit::uninit() }; MAX_BUFFERS];
         let (iov, count) = fill(&mut iovecs, buffers)?;
         retry(|| {
@@ -290,7 +291,7 @@ impl TapQueue {
     /// # Errors
     /// `WouldBlock` where the kernel has no room; `InvalidInput` where it does not accept the header or frame;
     /// others (a tap that is down) as the kernel gives them.
-    pub fn writev(&self, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    pub fn writev<B: BitmapSlice>(&self, buffers: &[VolatileSlice<'_, B>]) -> io::Result<usize> {
         let mut iovecs = [const { MaybeUninit::uninit() }; MAX_BUFFERS];
         let (iov, count) = fill(&mut iovecs, buffers)?;
         retry(|| {
@@ -308,9 +309,9 @@ impl AsRawFd for TapQueue {
 }
 
 /// Writes `buffers` as iovecs into `iovecs`; returns what `readv` and `writev` take.
-fn fill(
+fn fill<B: BitmapSlice>(
     iovecs: &mut [MaybeUninit<libc::iovec>; MAX_BUFFERS],
-    buffers: &[VolatileSlice<'_>],
+    buffers: &[VolatileSlice<'_, B>],
 ) -> io::Result<(*const libc::iovec, libc::c_int)> {
     if buffers.len() > MAX_BUFFERS {
         return Err(io::ErrorKind::InvalidInput.into());

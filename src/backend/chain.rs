@@ -1,12 +1,11 @@
-//! Descriptor chains: from a head to the guest buffers it stands for (virtio 1.3 §2.7.5).
+//! Descriptor chains: the rules they must keep, whichever kind of ring they come from (virtio 1.3 §2.7.5, §2.8).
 //!
-//! A guest may write anything into its tables, also while they are read. Every descriptor is copied once and
-//! judged by that copy; every chain that breaks a rule gets a [`BadChain`] and no byte of it is touched.
+//! A guest may write anything into its descriptors, also while they are read. Every descriptor is copied once
+//! and judged by that copy; every chain that breaks a rule gets a [`BadChain`] and no byte of it is touched.
 
-use virtio_queue::desc::split::Descriptor;
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, VolatileMemory, VolatileSlice};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-use super::ring::SplitRing;
+use super::memory::{Mem, Slice};
 use crate::tap::MAX_BUFFERS;
 
 /// Which way the bytes of a chain go. Net queues never mix them: transmitqs are read, receiveqs written.
@@ -50,35 +49,12 @@ impl BadChain {
     ];
 }
 
-/// Appends the buffers of the chain at `head` to `buffers`; returns how many bytes they are.
-///
-/// # Errors
-/// The first rule broken; `buffers` is then as before.
-pub fn walk<'m>(
-    mem: &'m GuestMemoryMmap,
-    ring: &SplitRing<'m>,
-    head: u16,
-    direction: Direction,
-    buffers: &mut Vec<VolatileSlice<'m>>,
-) -> Result<usize, BadChain> {
-    let before = buffers.len();
-    let walked = Walk {
-        mem,
-        direction,
-        indirect: ring.indirect(),
-        left: ring.size(),
-        slices: 0,
-        bytes: 0,
-    }
-    .run(ring.descriptors(), head, buffers);
-    if walked.is_err() {
-        buffers.truncate(before);
-    }
-    walked
-}
+/// Bytes of a descriptor.
+const DESC: usize = 16;
 
-struct Walk<'m> {
-    mem: &'m GuestMemoryMmap,
+/// A chain on its way from descriptors to buffers.
+pub(super) struct Walk<'m> {
+    mem: &'m Mem,
     direction: Direction,
     /// A table of descriptors may come: once, and last.
     indirect: bool,
@@ -90,69 +66,62 @@ struct Walk<'m> {
 }
 
 impl<'m> Walk<'m> {
-    fn run(
-        mut self,
-        mut table: VolatileSlice<'m>,
-        head: u16,
-        buffers: &mut Vec<VolatileSlice<'m>>,
-    ) -> Result<usize, BadChain> {
-        let mut index = head;
-        loop {
-            let descriptor = read(&table, index)?;
-            if descriptor.refers_to_indirect_table() {
-                table = self.enter(&descriptor)?;
-                index = 0;
-                continue;
-            }
-            self.add(&descriptor, buffers)?;
-            if !descriptor.has_next() {
-                return Ok(self.bytes);
-            }
-            index = descriptor.next();
+    /// A chain of at most `longest` descriptors.
+    pub(super) fn new(mem: &'m Mem, direction: Direction, indirect: bool, longest: u16) -> Self {
+        Self {
+            mem,
+            direction,
+            indirect,
+            left: longest,
+            slices: 0,
+            bytes: 0,
         }
     }
 
-    fn enter(&mut self, descriptor: &Descriptor) -> Result<VolatileSlice<'m>, BadChain> {
-        let len = descriptor.len() as usize;
-        let allowed = std::mem::replace(&mut self.indirect, false);
-        if !allowed || descriptor.has_next() || len == 0 || len % size_of::<Descriptor>() != 0 {
-            return Err(BadChain::Indirect);
-        }
-        self.mem
-            .get_slice(descriptor.addr(), len)
-            .map_err(|_| BadChain::Address)
-    }
-
-    fn add(
+    /// Adds the buffer that a descriptor stands for.
+    pub(super) fn buffer(
         &mut self,
-        descriptor: &Descriptor,
-        buffers: &mut Vec<VolatileSlice<'m>>,
+        addr: GuestAddress,
+        len: u32,
+        writable: bool,
+        buffers: &mut Vec<Slice<'m>>,
     ) -> Result<(), BadChain> {
         self.left = self.left.checked_sub(1).ok_or(BadChain::TooLong)?;
-        if descriptor.is_write_only() != (self.direction == Direction::Writable) {
+        if writable != (self.direction == Direction::Writable) {
             return Err(BadChain::Direction);
         }
-        let len = descriptor.len() as usize;
         if len == 0 {
             return Err(BadChain::ZeroLength);
         }
         // A buffer may go over from one region into the next; nearly always this is one slice.
-        for slice in self.mem.get_slices(descriptor.addr(), len) {
+        for slice in self.mem.get_slices(addr, len as usize) {
             self.slices += 1;
             if self.slices >= MAX_BUFFERS {
                 return Err(BadChain::TooLong);
             }
             buffers.push(slice.map_err(|_| BadChain::Address)?);
         }
-        self.bytes += len;
+        self.bytes += len as usize;
         Ok(())
     }
-}
 
-/// A copy of descriptor `index` of `table`.
-fn read(table: &VolatileSlice<'_>, index: u16) -> Result<Descriptor, BadChain> {
-    table
-        .get_ref::<Descriptor>(usize::from(index) * size_of::<Descriptor>())
-        .map(|descriptor| descriptor.load())
-        .map_err(|_| BadChain::Index)
+    /// The indirect table that a descriptor stands for.
+    pub(super) fn table(
+        &mut self,
+        addr: GuestAddress,
+        len: u32,
+        has_next: bool,
+    ) -> Result<Slice<'m>, BadChain> {
+        let len = len as usize;
+        let allowed = std::mem::replace(&mut self.indirect, false);
+        if !allowed || has_next || len == 0 || len % DESC != 0 {
+            return Err(BadChain::Indirect);
+        }
+        self.mem.get_slice(addr, len).map_err(|_| BadChain::Address)
+    }
+
+    /// What all buffers are together.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
 }

@@ -14,6 +14,9 @@ use crate::tap::{HeaderLen, Offloads};
 /// GUEST_ANNOUNCE, MQ and MTU need nothing of the back-end, but QEMU withholds them from the guest unless offered.
 const OFFERED: &[u32] = &[
     config::VIRTIO_F_VERSION_1,
+    config::VIRTIO_F_RING_PACKED,
+    config::VIRTIO_F_IN_ORDER,
+    config::VIRTIO_F_RING_RESET,
     ring::VIRTIO_RING_F_INDIRECT_DESC,
     ring::VIRTIO_RING_F_EVENT_IDX,
     net::VIRTIO_NET_F_MRG_RXBUF,
@@ -72,6 +75,11 @@ impl Features {
         self.has(ring::VIRTIO_RING_F_INDIRECT_DESC)
     }
 
+    /// Rings are packed (virtio 1.3 §2.8), not split.
+    pub fn packed_ring(self) -> bool {
+        self.has(config::VIRTIO_F_RING_PACKED)
+    }
+
     /// A received frame may be spread over several chains (virtio 1.3 §5.1.6.4).
     pub fn mergeable_buffers(self) -> bool {
         self.has(net::VIRTIO_NET_F_MRG_RXBUF)
@@ -128,8 +136,8 @@ mod tests {
 
     #[test]
     fn bits_never_offered_are_refused_by_name() {
-        let packed = 1 << config::VIRTIO_F_RING_PACKED;
-        assert_eq!(Features::acked(packed), Err(packed));
+        let ufo = 1 << net::VIRTIO_NET_F_GUEST_UFO;
+        assert_eq!(Features::acked(ufo), Err(ufo));
         assert!(Features::acked(Features::offered().bits()).is_ok());
     }
 

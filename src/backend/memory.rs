@@ -10,9 +10,21 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 use thiserror::Error;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion, VolatileSlice,
+};
+
+use super::dirty_log::{DirtyLog, RegionLog, SliceLog};
+
+/// Guest memory by guest-physical address.
+pub type Mem = GuestMemoryMmap<RegionLog>;
+
+/// A piece of guest memory. Writes through it are marked in the dirty log.
+pub type Slice<'m> = VolatileSlice<'m, SliceLog<'m>>;
 
 /// Why a memory table can't be used.
 #[derive(Debug, Error)]
@@ -72,7 +84,7 @@ impl Region {
 /// A front-end's memory table, mapped.
 #[derive(Debug)]
 pub struct GuestMemory {
-    mem: GuestMemoryMmap,
+    mem: Mem,
     windows: Vec<Window>,
     /// What the regions of `mem` point into: dropped after it.
     _mappings: Vec<MmapRegion>,
@@ -87,21 +99,24 @@ struct Window {
 }
 
 impl GuestMemory {
-    /// Maps `regions`, each with its file.
+    /// Maps `regions`, each with its file; what is written there is marked in `log`.
     ///
     /// # Errors
     /// See [`MemoryError`]; nothing stays mapped then.
-    pub fn map(regions: &[(Region, File)]) -> Result<Self, MemoryError> {
+    pub fn map(
+        regions: &[(Region, File)],
+        log: Option<&Arc<DirtyLog>>,
+    ) -> Result<Self, MemoryError> {
         let mut mappings = Vec::with_capacity(regions.len());
         let mut mapped = Vec::with_capacity(regions.len());
         for (index, (region, file)) in regions.iter().enumerate() {
-            let (mapping, part) = map_region(index, region, file)?;
+            let (mapping, part) = map_region(index, region, file, log)?;
             mappings.push(mapping);
             mapped.push(part);
         }
         mapped.sort_by_key(|region| vm_memory::GuestMemoryRegion::start_addr(region).0);
-        let mem = GuestMemoryMmap::from_regions(mapped)
-            .map_err(|cause| MemoryError::Overlap(cause.to_string()))?;
+        let mem =
+            Mem::from_regions(mapped).map_err(|cause| MemoryError::Overlap(cause.to_string()))?;
         let windows = regions.iter().map(|(region, _)| Window {
             user_addr: region.user_addr,
             guest_addr: region.guest_addr,
@@ -115,7 +130,7 @@ impl GuestMemory {
     }
 
     /// The memory by guest-physical address.
-    pub fn mem(&self) -> &GuestMemoryMmap {
+    pub fn mem(&self) -> &Mem {
         &self.mem
     }
 
@@ -135,7 +150,8 @@ fn map_region(
     index: usize,
     region: &Region,
     file: &File,
-) -> Result<(MmapRegion, GuestRegionMmap), MemoryError> {
+    log: Option<&Arc<DirtyLog>>,
+) -> Result<(MmapRegion, GuestRegionMmap<RegionLog>), MemoryError> {
     let needed = region.file_len().ok_or(MemoryError::Bounds(index))?;
     let failed = |cause: io::Error| MemoryError::Map { index, cause };
     let file = file.try_clone().map_err(failed)?;
@@ -151,14 +167,16 @@ fn map_region(
         .map_err(|cause| failed(io::Error::other(cause)))?;
     // SAFETY: the range [offset, offset + size) lies within `mapping`, which is `needed` bytes long, and
     // `mapping` is kept in GuestMemory for as long as the region is, unmoved by being stored (it owns an address).
-    let part: MmapRegion = unsafe {
-        MmapRegion::build_raw(
-            mapping.as_ptr().add(region.offset as usize),
+    let part = unsafe {
+        MmapRegionBuilder::new_with_bitmap(
             region.len as usize,
-            mapping.prot(),
-            mapping.flags(),
+            RegionLog::new(log.cloned(), region.guest_addr),
         )
+        .with_raw_mmap_pointer(mapping.as_ptr().add(region.offset as usize))
     }
+    .with_mmap_prot(mapping.prot())
+    .with_mmap_flags(mapping.flags())
+    .build()
     .map_err(|cause| failed(io::Error::other(cause)))?;
     let part = GuestRegionMmap::new(part, GuestAddress(region.guest_addr))
         .ok_or(MemoryError::Bounds(index))?;
@@ -194,7 +212,7 @@ mod tests {
         backing.write_all(&[b'x'; 2 * PAGE as usize]).unwrap();
         backing.write_all(b"here").unwrap();
         let shared = region(0x10000, PAGE, 0x7000_0000, 2 * PAGE);
-        let memory = GuestMemory::map(&[(shared, backing)]).unwrap();
+        let memory = GuestMemory::map(&[(shared, backing)], None).unwrap();
         let mut read = [0; 4];
         memory
             .mem()
@@ -207,7 +225,7 @@ mod tests {
     fn front_end_addresses_translate_within_their_region_only() {
         let low = region(0, PAGE, 0x7000_0000, 0);
         let high = region(0x10_0000, PAGE, 0x9000_0000, 0);
-        let memory = GuestMemory::map(&[(high, file(1)), (low, file(1))]).unwrap();
+        let memory = GuestMemory::map(&[(high, file(1)), (low, file(1))], None).unwrap();
         assert_eq!(memory.translate(0x7000_0010), Some(GuestAddress(0x10)));
         assert_eq!(memory.translate(0x9000_0fff), Some(GuestAddress(0x10_0fff)));
         assert_eq!(memory.translate(0x7000_1000), None);
@@ -217,7 +235,7 @@ mod tests {
     #[test]
     fn a_file_too_short_for_its_region_is_refused() {
         let shared = region(0, 2 * PAGE, 0, 0);
-        let refused = GuestMemory::map(&[(shared, file(1))]);
+        let refused = GuestMemory::map(&[(shared, file(1))], None);
         assert!(
             matches!(refused, Err(MemoryError::Truncated { .. })),
             "{refused:?}"
@@ -228,17 +246,17 @@ mod tests {
     fn empty_wrapping_and_overlapping_regions_are_refused() {
         let empty = region(0, 0, 0, 0);
         assert!(matches!(
-            GuestMemory::map(&[(empty, file(1))]),
+            GuestMemory::map(&[(empty, file(1))], None),
             Err(MemoryError::Bounds(0))
         ));
         let wraps = region(u64::MAX, PAGE, 0, 0);
         assert!(matches!(
-            GuestMemory::map(&[(wraps, file(1))]),
+            GuestMemory::map(&[(wraps, file(1))], None),
             Err(MemoryError::Bounds(0))
         ));
         let a = region(0, 2 * PAGE, 0, 0);
         let b = region(PAGE, PAGE, 0x9000_0000, 0);
-        let overlap = GuestMemory::map(&[(a, file(2)), (b, file(1))]);
+        let overlap = GuestMemory::map(&[(a, file(2)), (b, file(1))], None);
         assert!(
             matches!(overlap, Err(MemoryError::Overlap(_))),
             "{overlap:?}"
@@ -249,6 +267,6 @@ mod tests {
     fn a_descriptor_that_is_no_memory_is_refused() {
         let shared = region(0, PAGE, 0, 0);
         let socket: std::os::fd::OwnedFd = std::os::unix::net::UnixStream::pair().unwrap().0.into();
-        assert!(GuestMemory::map(&[(shared, socket.into())]).is_err());
+        assert!(GuestMemory::map(&[(shared, socket.into())], None).is_err());
     }
 }

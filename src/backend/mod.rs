@@ -11,6 +11,7 @@
 pub mod args;
 pub mod chain;
 pub mod counters;
+pub mod dirty_log;
 pub mod features;
 pub mod memory;
 pub mod message;

@@ -21,12 +21,14 @@
 
 use std::io;
 
-use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{MmapRegion, VolatileMemory};
 
-use super::chain::{BadChain, Direction, walk};
+use super::chain::{BadChain, Direction};
 use super::counters::Counters;
-use super::memory::GuestMemory;
-use super::ring::{MAX_SIZE, SplitRing};
+use super::dirty_log::RegionLog;
+use super::memory::Slice;
+use super::ring::{Chain, MAX_SIZE, Ring};
 use super::vring::Vring;
 use crate::tap::{HeaderLen, TapQueue};
 
@@ -95,7 +97,7 @@ pub struct QueuePair {
     pub tx_counters: Counters,
     format: FrameFormat,
     tap: TapQueue,
-    bounce: MmapRegion,
+    bounce: MmapRegion<RegionLog>,
     held: Held,
 }
 
@@ -178,12 +180,11 @@ impl QueuePair {
         let Some(started) = &mut self.tx.started else {
             return TxEnd::RingEmpty;
         };
-        let Ok((memory, mut ring)) = started.open() else {
+        let Ok(mut ring) = started.open() else {
             self.tx_counters.bad_index += 1;
             return TxEnd::RingEmpty;
         };
         let transmit = Transmit {
-            memory,
             tap: self.tx.enabled.then_some(&self.tap),
             header: self.format.header,
             counters: &mut self.tx_counters,
@@ -204,12 +205,11 @@ impl QueuePair {
         let Some(started) = self.rx.started.as_mut().filter(|_| self.rx.enabled) else {
             return RxEnd::NoBuffers;
         };
-        let Ok((memory, mut ring)) = started.open() else {
+        let Ok(mut ring) = started.open() else {
             self.rx_counters.bad_index += 1;
             return RxEnd::NoBuffers;
         };
         let receive = Receive {
-            memory,
             tap: &self.tap,
             format: self.format,
             bounce: whole(&self.bounce),
@@ -231,7 +231,6 @@ impl QueuePair {
 
 /// One burst from a transmitq.
 struct Transmit<'m> {
-    memory: &'m GuestMemory,
     /// `None` while the ring is disabled.
     tap: Option<&'m TapQueue>,
     header: HeaderLen,
@@ -239,45 +238,37 @@ struct Transmit<'m> {
 }
 
 impl<'m> Transmit<'m> {
-    fn burst(mut self, ring: &mut SplitRing<'m>) -> TxEnd {
+    fn burst(mut self, ring: &mut Ring<'m>) -> TxEnd {
         ring.disable_kicks();
         let mut buffers = Vec::with_capacity(BURST);
         for _ in 0..BURST {
-            let Some(head) = ring.pop() else {
+            buffers.clear();
+            let Some((chain, bytes)) = ring.next(Direction::Readable, &mut buffers) else {
                 return TxEnd::RingEmpty;
             };
-            buffers.clear();
-            match self.frame(ring, head, &mut buffers) {
+            match bytes.and_then(|bytes| self.frame_len(bytes)) {
                 Ok(bytes) => {
                     if let Err(TapFull) = self.send(&buffers, bytes) {
-                        ring.undo_pop(1);
+                        ring.undo(chain);
                         return TxEnd::TapFull;
                     }
                 }
                 Err(bad) => self.counters.bad_chains.add(bad),
             }
-            ring.complete(head, 0); // the device writes nothing into a transmitq's chains
+            ring.complete(chain, 0); // the device writes nothing into a transmitq's chains
         }
         TxEnd::More
     }
 
-    /// The buffers of the chain at `head`, if they are a frame behind a header.
-    fn frame(
-        &self,
-        ring: &SplitRing<'m>,
-        head: u16,
-        buffers: &mut Vec<VolatileSlice<'m>>,
-    ) -> Result<usize, BadChain> {
-        let bytes = walk(self.memory.mem(), ring, head, Direction::Readable, buffers)?;
-        let header = self.header.bytes();
-        if (header + ETHERNET..=header + MAX_FRAME).contains(&bytes) {
-            Ok(bytes)
-        } else {
-            Err(BadChain::Size)
-        }
+    /// The length of the frame in a chain of `bytes`, if they can be a frame behind a header.
+    fn frame_len(&self, bytes: usize) -> Result<usize, BadChain> {
+        bytes
+            .checked_sub(self.header.bytes())
+            .filter(|frame| (ETHERNET..=MAX_FRAME).contains(frame))
+            .ok_or(BadChain::Size)
     }
 
-    fn send(&mut self, buffers: &[VolatileSlice<'_>], bytes: usize) -> Result<(), TapFull> {
+    fn send(&mut self, buffers: &[Slice<'_>], bytes: usize) -> Result<(), TapFull> {
         let Some(tap) = self.tap else {
             self.counters.disabled += 1;
             return Ok(());
@@ -285,7 +276,7 @@ impl<'m> Transmit<'m> {
         match tap.writev(buffers) {
             Ok(_) => {
                 self.counters.frames += 1;
-                self.counters.bytes += (bytes - self.header.bytes()) as u64;
+                self.counters.bytes += bytes as u64;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(TapFull),
             // A header the kernel does not accept, or a tap that is down: the frame is lost, as on a cable.
@@ -299,10 +290,9 @@ struct TapFull;
 
 /// One burst into a receiveq.
 struct Receive<'m> {
-    memory: &'m GuestMemory,
     tap: &'m TapQueue,
     format: FrameFormat,
-    bounce: VolatileSlice<'m>,
+    bounce: Slice<'m>,
     held: &'m mut Held,
     counters: &'m mut Counters,
     rooms: Rooms<'m>,
@@ -311,16 +301,16 @@ struct Receive<'m> {
 /// Chains of a receiveq that are to take one frame.
 #[derive(Debug, Default)]
 struct Rooms<'m> {
-    /// Head and length in bytes of each.
-    chains: Vec<(u16, usize)>,
+    /// Each, and its length in bytes.
+    chains: Vec<(Chain, usize)>,
     /// The buffers of all of them, in order.
-    buffers: Vec<VolatileSlice<'m>>,
+    buffers: Vec<Slice<'m>>,
 }
 
 /// A frame, header included, that waits for buffers; none if `bytes` is 0.
 #[derive(Debug)]
 struct Held {
-    store: MmapRegion,
+    store: MmapRegion<RegionLog>,
     bytes: usize,
 }
 
@@ -333,7 +323,7 @@ enum Shortage {
 }
 
 impl<'m> Receive<'m> {
-    fn burst(mut self, ring: &mut SplitRing<'m>) -> RxEnd {
+    fn burst(mut self, ring: &mut Ring<'m>) -> RxEnd {
         ring.disable_kicks();
         for _ in 0..BURST {
             let next = if self.held.bytes > 0 {
@@ -349,7 +339,7 @@ impl<'m> Receive<'m> {
     }
 
     /// Takes one frame from the tap, or one bad chain from the ring. `Err` says how the burst ends.
-    fn receive(&mut self, ring: &mut SplitRing<'m>) -> Result<(), RxEnd> {
+    fn receive(&mut self, ring: &mut Ring<'m>) -> Result<(), RxEnd> {
         self.rooms.clear();
         match self.gather(ring, self.format.header.bytes()) {
             Ok(()) => {}
@@ -361,10 +351,11 @@ impl<'m> Receive<'m> {
         self.rooms.buffers.pop();
         let Ok(bytes) = read else {
             // WouldBlock, or a tap that is down: it tells when it has frames again.
-            ring.undo_pop(1);
+            self.rooms.undo(ring);
             return Err(RxEnd::TapEmpty);
         };
         let (_, room) = self.rooms.chains[0];
+        mark_written(&self.rooms.buffers, bytes);
         if bytes <= room {
             self.finish(ring, bytes);
             Ok(())
@@ -372,14 +363,14 @@ impl<'m> Receive<'m> {
             self.spill(ring, room, bytes)
         } else {
             // Larger than the one chain it may have.
-            ring.undo_pop(1);
+            self.rooms.undo(ring);
             self.counters.dropped += 1;
             Ok(())
         }
     }
 
     /// Finds chains for a frame whose first `room` bytes are in the first chain, and the others in the bounce buffer.
-    fn spill(&mut self, ring: &mut SplitRing<'m>, room: usize, bytes: usize) -> Result<(), RxEnd> {
+    fn spill(&mut self, ring: &mut Ring<'m>, room: usize, bytes: usize) -> Result<(), RxEnd> {
         let tail = part(self.bounce, 0, bytes - room);
         let first = self.rooms.buffers.len();
         match self.gather(ring, bytes) {
@@ -402,7 +393,7 @@ impl<'m> Receive<'m> {
     }
 
     /// Delivers the frame that waits, if there are chains enough by now.
-    fn deliver_held(&mut self, ring: &mut SplitRing<'m>) -> Result<(), RxEnd> {
+    fn deliver_held(&mut self, ring: &mut Ring<'m>) -> Result<(), RxEnd> {
         self.rooms.clear();
         let bytes = self.held.bytes;
         match self.gather(ring, bytes) {
@@ -423,40 +414,32 @@ impl<'m> Receive<'m> {
     /// Takes chains until there is room for `bytes` in all.
     ///
     /// Chains are completed in order, so a bad one takes those gathered before it along.
-    fn gather(&mut self, ring: &mut SplitRing<'m>, bytes: usize) -> Result<(), Shortage> {
+    fn gather(&mut self, ring: &mut Ring<'m>, bytes: usize) -> Result<(), Shortage> {
         let header = self.format.header.bytes();
         let mut room: usize = self.rooms.chains.iter().map(|(_, bytes)| bytes).sum();
         while room < bytes {
-            let Some(head) = ring.pop() else {
-                ring.undo_pop(self.rooms.chains.len() as u16);
+            let buffers = &mut self.rooms.buffers;
+            let Some((chain, bytes)) = ring.next(Direction::Writable, buffers) else {
+                self.rooms.undo(ring);
                 return Err(Shortage::TooFew);
             };
-            let mem = self.memory.mem();
-            let chain = walk(
-                mem,
-                ring,
-                head,
-                Direction::Writable,
-                &mut self.rooms.buffers,
-            )
-            .and_then(|bytes| {
+            match bytes.and_then(|bytes| {
                 if bytes < header {
                     Err(BadChain::Size)
                 } else {
                     Ok(bytes)
                 }
-            });
-            match chain {
+            }) {
                 Ok(bytes) => {
-                    self.rooms.chains.push((head, bytes));
+                    self.rooms.chains.push((chain, bytes));
                     room += bytes;
                 }
                 Err(bad) => {
                     self.counters.bad_chains.add(bad);
-                    for (head, _) in self.rooms.chains.drain(..) {
-                        ring.complete(head, 0);
+                    for (chain, _) in self.rooms.chains.drain(..) {
+                        ring.complete(chain, 0);
                     }
-                    ring.complete(head, 0);
+                    ring.complete(chain, 0);
                     return Err(Shortage::Bad);
                 }
             }
@@ -466,16 +449,16 @@ impl<'m> Receive<'m> {
 
     /// Completes the gathered chains, which hold a frame of `bytes`. tun leaves `num_buffers` to the device,
     /// which sets it also where buffers can't be merged (virtio 1.3 §5.1.6.4.1).
-    fn finish(&mut self, ring: &mut SplitRing<'m>, bytes: usize) {
+    fn finish(&mut self, ring: &mut Ring<'m>, bytes: usize) {
         let header = self.format.header;
         if header == HeaderLen::Long {
             let count = self.rooms.chains.len() as u16;
             write_at(&self.rooms.buffers, NUM_BUFFERS, &count.to_le_bytes());
         }
         let mut left = bytes;
-        for (head, room) in &self.rooms.chains {
+        for (chain, room) in &self.rooms.chains {
             let used = left.min(*room);
-            ring.complete(*head, used as u32);
+            ring.complete(*chain, used as u32);
             left -= used;
         }
         self.counters.frames += 1;
@@ -483,20 +466,27 @@ impl<'m> Receive<'m> {
     }
 }
 
-impl Rooms<'_> {
+impl<'m> Rooms<'m> {
     fn clear(&mut self) {
         self.chains.clear();
         self.buffers.clear();
     }
+
+    /// Makes all chains available again. The buffers stay, for what is in them already.
+    fn undo(&mut self, ring: &mut Ring<'m>) {
+        for (chain, _) in self.chains.drain(..).rev() {
+            ring.undo(chain);
+        }
+    }
 }
 
 impl Held {
-    fn set(&mut self, bytes: usize) -> VolatileSlice<'_> {
+    fn set(&mut self, bytes: usize) -> Slice<'_> {
         self.bytes = bytes;
         part(whole(&self.store), 0, bytes)
     }
 
-    fn take(&mut self) -> VolatileSlice<'_> {
+    fn take(&mut self) -> Slice<'_> {
         let bytes = std::mem::take(&mut self.bytes);
         part(whole(&self.store), 0, bytes)
     }
@@ -504,22 +494,22 @@ impl Held {
 
 /// The pair's own memory for one frame with its header: reached like guest memory, so that both go into one
 /// list of buffers.
-fn frame_store() -> io::Result<MmapRegion> {
+fn frame_store() -> io::Result<MmapRegion<RegionLog>> {
     MmapRegion::new(HeaderLen::Long.bytes() + MAX_FRAME).map_err(io::Error::other)
 }
 
-fn whole(region: &MmapRegion) -> VolatileSlice<'_> {
+fn whole(region: &MmapRegion<RegionLog>) -> Slice<'_> {
     part(region.as_volatile_slice(), 0, region.size())
 }
 
 /// # Panics
 /// Where the part lies outside.
-fn part(slice: VolatileSlice<'_>, offset: usize, len: usize) -> VolatileSlice<'_> {
+fn part(slice: Slice<'_>, offset: usize, len: usize) -> Slice<'_> {
     slice.subslice(offset, len).expect("the part lies inside")
 }
 
 /// Copies what `from` holds into `to`, which has room for it.
-fn copy(from: &[VolatileSlice<'_>], to: &[VolatileSlice<'_>]) {
+fn copy(from: &[Slice<'_>], to: &[Slice<'_>]) {
     let mut to = to.iter().copied();
     let mut room = to.next();
     for slice in from {
@@ -537,8 +527,21 @@ fn copy(from: &[VolatileSlice<'_>], to: &[VolatileSlice<'_>]) {
     }
 }
 
+/// Marks what the kernel has written of `bytes` in the dirty log.
+fn mark_written(buffers: &[Slice<'_>], bytes: usize) {
+    let mut left = bytes;
+    for buffer in buffers {
+        let written = left.min(buffer.len());
+        buffer.bitmap().mark_dirty(0, written);
+        left -= written;
+        if left == 0 {
+            return;
+        }
+    }
+}
+
 /// Writes `bytes` at `offset` of what `buffers` are together.
-fn write_at(buffers: &[VolatileSlice<'_>], mut offset: usize, bytes: &[u8]) {
+fn write_at(buffers: &[Slice<'_>], mut offset: usize, bytes: &[u8]) {
     let mut left = bytes;
     for buffer in buffers {
         if left.is_empty() {

@@ -87,7 +87,7 @@ pub enum SessionError {
 struct RingSettings {
     size: Option<u16>,
     addr: Option<VringAddr>,
-    base: u16,
+    base: u32,
     /// The outer `Some`: the ring is to be started. The inner `None`: without a kick, by polling.
     kick: Option<Option<Notifier>>,
 }
@@ -191,7 +191,7 @@ impl Device {
             Request::SetOwner => {}
             Request::ResetOwner => self.disable_all()?,
             Request::SetMemTable(regions) => {
-                self.memory = Some(Arc::new(GuestMemory::map(&regions)?));
+                self.memory = Some(Arc::new(GuestMemory::map(&regions, None)?));
                 self.restart_rings()?;
             }
             Request::SetVringNum(ring, size) => {
@@ -204,7 +204,6 @@ impl Device {
                 self.start_if_complete(addr.index)?;
             }
             Request::SetVringBase(ring, base) => {
-                let base = u16::try_from(base).map_err(|_| RequestError::Range(base))?;
                 self.settings(ring)?.base = base;
             }
             Request::SetVringKick(ring, fd) => {
@@ -276,7 +275,7 @@ impl Device {
             settings.base = stopped.position.base();
         }
         let base = settings.base;
-        reply(&VhostUserVringState::new(ring, u32::from(base)))
+        reply(&VhostUserVringState::new(ring, base))
     }
 
     /// Gives every started ring the current memory table and features.
@@ -331,7 +330,7 @@ impl Device {
                 kick,
             },
         )?;
-        tracing::info!("ring {ring} started: {size} descriptors from {base}");
+        tracing::info!("ring {ring} started: {size} descriptors from {base:#x}");
         Ok(())
     }
 

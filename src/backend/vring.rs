@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use super::memory::GuestMemory;
-use super::ring::{BadIndex, RingLayout, RingPosition, SplitRing};
+use super::ring::{Broken, Ring, RingLayout, RingPosition};
 
 /// An eventfd that a front-end gave, never blocking.
 #[derive(Debug)]
@@ -64,9 +64,8 @@ impl Started {
     ///
     /// # Errors
     /// Where the driver broke it.
-    pub fn open(&mut self) -> Result<(&GuestMemory, SplitRing<'_>), BadIndex> {
-        let ring = SplitRing::open(self.memory.mem(), self.layout, &mut self.position)?;
-        Ok((&self.memory, ring))
+    pub fn open(&mut self) -> Result<Ring<'_>, Broken> {
+        Ring::open(self.memory.mem(), self.layout, &mut self.position)
     }
 }
 

@@ -1,6 +1,6 @@
 //! A virtio-net driver in this process: rings and buffers in a memfd, laid out by the `virtio-queue` crate's mock.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -9,10 +9,11 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socketpair, sockopt,
 };
+use ringtap::backend::memory::Mem;
 use ringtap::backend::memory::{GuestMemory, Region};
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::mock::MockSplitQueue;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 /// Where the front-end pretends to see guest memory: different from the guest-physical address, as in life.
 pub const USER_BASE: u64 = 0x7f00_0000_0000;
@@ -35,7 +36,7 @@ pub fn guest_memory() -> (Arc<GuestMemory>, File) {
     };
     let shared = file.try_clone().unwrap();
     (
-        Arc::new(GuestMemory::map(&[(region, file)]).unwrap()),
+        Arc::new(GuestMemory::map(&[(region, file)], None).unwrap()),
         shared,
     )
 }
@@ -84,46 +85,74 @@ pub struct Buffer {
     pub flags: u16,
 }
 
-/// The driver's side of one split ring.
+/// The kinds of ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Split,
+    Packed,
+}
+
+/// The driver's side of one ring.
 pub struct DriverRing<'m> {
-    pub mem: &'m GuestMemoryMmap,
-    pub queue: MockSplitQueue<'m, GuestMemoryMmap>,
+    pub mem: &'m Mem,
     pub size: u16,
-    free: VecDeque<u16>,
     next_buffer: u64,
-    avail: u16,
-    used: u16,
+    format: Format<'m>,
+}
+
+enum Format<'m> {
+    Split(SplitDriver<'m>),
+    Packed(PackedDriver<'m>),
 }
 
 impl<'m> DriverRing<'m> {
-    /// A ring at `base`; its buffers come from the `MEMORY / 4` bytes after it.
-    pub fn new(mem: &'m GuestMemoryMmap, base: u64, size: u16) -> Self {
-        let queue = MockSplitQueue::create(mem, GuestAddress(base), size);
+    /// A split ring at `base`; its buffers come from the memory after it.
+    pub fn new(mem: &'m Mem, base: u64, size: u16) -> Self {
+        Self::of_kind(Kind::Split, mem, base, size)
+    }
+
+    pub fn of_kind(kind: Kind, mem: &'m Mem, base: u64, size: u16) -> Self {
+        let format = match kind {
+            Kind::Split => Format::Split(SplitDriver::new(mem, base, size)),
+            Kind::Packed => Format::Packed(PackedDriver::new(mem, base, size)),
+        };
         Self {
             mem,
-            next_buffer: queue.end().0.next_multiple_of(4096),
-            queue,
             size,
-            free: (0..size).collect(),
-            avail: 0,
-            used: 0,
+            next_buffer: base + 64 * 1024,
+            format,
         }
     }
 
-    /// Lets both indices start at `base` instead of 0.
-    pub fn start_at(&mut self, base: u16) {
-        (self.avail, self.used) = (base, base);
-        self.queue.avail().idx().store(base);
-        self.queue.used().idx().store(base);
+    /// Starts `done` descriptors after the beginning, as if so many had been used.
+    pub fn start_at(&mut self, done: u16) {
+        match &mut self.format {
+            Format::Split(ring) => ring.start_at(done),
+            Format::Packed(ring) => ring.start_at(done),
+        }
     }
 
-    /// Descriptor table, avail ring, used ring.
+    /// What SET_VRING_BASE says of a ring of which `done` descriptors have been used.
+    pub fn base(&self, done: u16) -> u32 {
+        match &self.format {
+            Format::Split(_) => done.into(),
+            Format::Packed(ring) => {
+                let place = u32::from(Place::after(done, ring.size).encode());
+                place | place << 16
+            }
+        }
+    }
+
+    /// The addresses of the three parts.
     pub fn parts(&self) -> [GuestAddress; 3] {
-        [
-            self.queue.desc_table_addr(),
-            self.queue.avail_addr(),
-            self.queue.used_addr(),
-        ]
+        match &self.format {
+            Format::Split(ring) => [
+                ring.queue.desc_table_addr(),
+                ring.queue.avail_addr(),
+                ring.queue.used_addr(),
+            ],
+            Format::Packed(ring) => [ring.ring, ring.driver_event, ring.device_event],
+        }
     }
 
     /// Fresh memory of `len` bytes.
@@ -159,12 +188,19 @@ impl<'m> DriverRing<'m> {
     pub fn indirect(&mut self, buffers: &[Buffer]) -> Buffer {
         let addr = self.alloc(buffers.len() * 16);
         for (i, buffer) in buffers.iter().enumerate() {
-            let next = if i + 1 < buffers.len() { NEXT } else { 0 };
-            let descriptor =
-                Descriptor::new(buffer.addr, buffer.len, buffer.flags | next, i as u16 + 1);
-            self.mem
-                .write_obj(descriptor, GuestAddress(addr + i as u64 * 16))
-                .unwrap();
+            let at = GuestAddress(addr + i as u64 * 16);
+            match self.format {
+                Format::Split(_) => {
+                    let next = if i + 1 < buffers.len() { NEXT } else { 0 };
+                    let flags = buffer.flags | next;
+                    let descriptor = Descriptor::new(buffer.addr, buffer.len, flags, i as u16 + 1);
+                    self.mem.write_obj(descriptor, at).unwrap();
+                }
+                Format::Packed(_) => {
+                    let descriptor = packed(*buffer, 0xdead, buffer.flags);
+                    self.mem.write_slice(&descriptor, at).unwrap();
+                }
+            }
         }
         Buffer {
             addr,
@@ -173,8 +209,115 @@ impl<'m> DriverRing<'m> {
         }
     }
 
-    /// Makes a chain of `buffers` available; returns its head.
+    /// Makes a chain of `buffers` available; returns its head or id.
     pub fn add(&mut self, buffers: &[Buffer]) -> u16 {
+        match &mut self.format {
+            Format::Split(ring) => ring.add(buffers),
+            Format::Packed(ring) => ring.add(buffers),
+        }
+    }
+
+    /// What the device completed since the last call: head or id, and length.
+    pub fn completed(&mut self) -> Vec<(u16, u32)> {
+        match &mut self.format {
+            Format::Split(ring) => ring.completed(),
+            Format::Packed(ring) => ring.completed(),
+        }
+    }
+
+    /// Asks to be notified when this descriptor has been used, counted from the beginning (EVENT_IDX).
+    pub fn set_used_event(&self, done: u16) {
+        match &self.format {
+            Format::Split(ring) => {
+                let addr = ring.queue.avail_addr().0 + 4 + u64::from(self.size) * 2;
+                self.mem.write_obj(done, GuestAddress(addr)).unwrap();
+            }
+            Format::Packed(ring) => {
+                let place = Place::after(done, self.size).encode();
+                write_u16s(self.mem, [place, 2], ring.driver_event);
+            }
+        }
+    }
+
+    /// How many descriptors may have been made available before the device wants a kick (EVENT_IDX).
+    pub fn avail_event(&self) -> u16 {
+        match &self.format {
+            Format::Split(ring) => {
+                let addr = ring.queue.used_addr().0 + 4 + u64::from(self.size) * 8;
+                self.mem.read_obj(GuestAddress(addr)).unwrap()
+            }
+            Format::Packed(ring) => {
+                let [place, flags] = read_u16s(self.mem, ring.device_event);
+                assert_eq!(flags, 2, "the place counts");
+                (0..2 * self.size)
+                    .find(|done| Place::after(*done, self.size).encode() == place)
+                    .unwrap()
+            }
+        }
+    }
+
+    /// Asks for notifications, or for none.
+    pub fn want_notifications(&self, wanted: bool) {
+        let off = u16::from(!wanted);
+        match &self.format {
+            Format::Split(ring) => self.mem.write_obj(off, ring.queue.avail_addr()).unwrap(),
+            Format::Packed(ring) => write_u16s(self.mem, [0, off], ring.driver_event),
+        }
+    }
+
+    /// Whether the device asks for kicks.
+    pub fn kicks_wanted(&self) -> bool {
+        match &self.format {
+            Format::Split(ring) => self.mem.read_obj::<u16>(ring.queue.used_addr()).unwrap() == 0,
+            Format::Packed(ring) => read_u16s(self.mem, ring.device_event)[1] != 1,
+        }
+    }
+
+    /// The bytes of a buffer.
+    pub fn read(&self, buffer: Buffer, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.mem
+            .read_slice(&mut bytes, GuestAddress(buffer.addr))
+            .unwrap();
+        bytes
+    }
+
+    /// What only split rings have.
+    pub fn split(&mut self) -> &mut SplitDriver<'m> {
+        match &mut self.format {
+            Format::Split(ring) => ring,
+            Format::Packed(_) => panic!("a packed ring"),
+        }
+    }
+}
+
+/// The driver's side of a split ring.
+pub struct SplitDriver<'m> {
+    pub queue: MockSplitQueue<'m, Mem>,
+    size: u16,
+    free: VecDeque<u16>,
+    avail: u16,
+    used: u16,
+}
+
+impl<'m> SplitDriver<'m> {
+    fn new(mem: &'m Mem, base: u64, size: u16) -> Self {
+        Self {
+            queue: MockSplitQueue::create(mem, GuestAddress(base), size),
+            size,
+            free: (0..size).collect(),
+            avail: 0,
+            used: 0,
+        }
+    }
+
+    fn start_at(&mut self, done: u16) {
+        (self.avail, self.used) = (done, done);
+        self.queue.avail().idx().store(done);
+        self.queue.used().idx().store(done);
+    }
+
+    fn add(&mut self, buffers: &[Buffer]) -> u16 {
         let indices: Vec<_> = buffers
             .iter()
             .map(|_| self.free.pop_front().unwrap())
@@ -182,20 +325,16 @@ impl<'m> DriverRing<'m> {
         for (i, buffer) in buffers.iter().enumerate() {
             let next = indices.get(i + 1).copied();
             let flags = buffer.flags | if next.is_some() { NEXT } else { 0 };
-            self.write_descriptor(
-                indices[i],
-                Descriptor::new(buffer.addr, buffer.len, flags, next.unwrap_or(0)),
-            );
+            let descriptor = Descriptor::new(buffer.addr, buffer.len, flags, next.unwrap_or(0));
+            self.write_descriptor(indices[i], descriptor);
         }
         self.make_available(indices[0]);
         indices[0]
     }
 
     pub fn write_descriptor(&self, index: u16, descriptor: Descriptor) {
-        self.queue
-            .desc_table()
-            .store(index, RawDescriptor::from(descriptor))
-            .unwrap();
+        let raw = RawDescriptor::from(descriptor);
+        self.queue.desc_table().store(index, raw).unwrap();
     }
 
     /// Puts `head` into the avail ring, whatever it is.
@@ -206,8 +345,7 @@ impl<'m> DriverRing<'m> {
         self.queue.avail().idx().store(self.avail);
     }
 
-    /// What the device completed since the last call: head and length.
-    pub fn completed(&mut self) -> Vec<(u16, u32)> {
+    fn completed(&mut self) -> Vec<(u16, u32)> {
         let mut done = Vec::new();
         while self.used != self.queue.used().idx().load() {
             let slot = usize::from(self.used % self.size);
@@ -218,35 +356,157 @@ impl<'m> DriverRing<'m> {
         }
         done
     }
+}
 
-    /// `used_event`: after which used index the driver wants to be notified (EVENT_IDX).
-    pub fn set_used_event(&self, index: u16) {
-        let addr = self.queue.avail_addr().0 + 4 + u64::from(self.size) * 2;
-        self.mem.write_obj(index, GuestAddress(addr)).unwrap();
+/// A place in a packed ring, with the wrap counter there.
+#[derive(Clone, Copy)]
+struct Place {
+    index: u16,
+    wrap: bool,
+}
+
+impl Place {
+    /// `done` descriptors after the beginning.
+    fn after(done: u16, size: u16) -> Self {
+        Self {
+            index: done % size,
+            wrap: (done / size) % 2 == 0,
+        }
     }
 
-    /// `avail_event`: after which avail index the device wants a kick (EVENT_IDX).
-    pub fn avail_event(&self) -> u16 {
-        let addr = self.queue.used_addr().0 + 4 + u64::from(self.size) * 8;
-        self.mem.read_obj(GuestAddress(addr)).unwrap()
+    fn encode(self) -> u16 {
+        self.index | u16::from(self.wrap) << 15
     }
 
-    /// The avail ring's flags: 1 asks for no notifications.
-    pub fn set_avail_flags(&self, flags: u16) {
-        self.mem.write_obj(flags, self.queue.avail_addr()).unwrap();
+    fn advance(&mut self, slots: u16, size: u16) {
+        self.index += slots;
+        if self.index >= size {
+            self.index -= size;
+            self.wrap = !self.wrap;
+        }
     }
+}
 
-    /// The used ring's flags: 1 asks for no kicks.
-    pub fn used_flags(&self) -> u16 {
-        self.mem.read_obj(self.queue.used_addr()).unwrap()
-    }
+/// The driver's side of a packed ring (virtio 1.3 §2.8).
+struct PackedDriver<'m> {
+    mem: &'m Mem,
+    size: u16,
+    ring: GuestAddress,
+    driver_event: GuestAddress,
+    device_event: GuestAddress,
+    avail: Place,
+    used: Place,
+    free_ids: VecDeque<u16>,
+    /// How many descriptors the chain of an id has.
+    slots: BTreeMap<u16, u16>,
+}
 
-    /// The bytes of a buffer.
-    pub fn read(&self, buffer: Buffer, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        self.mem
-            .read_slice(&mut bytes, GuestAddress(buffer.addr))
+const AVAIL: u16 = 1 << 7;
+const USED: u16 = 1 << 15;
+
+impl<'m> PackedDriver<'m> {
+    fn new(mem: &'m Mem, base: u64, size: u16) -> Self {
+        let start = Place::after(0, size);
+        let events = base + u64::from(size) * 16;
+        mem.write_slice(&vec![0; usize::from(size) * 16 + 8], GuestAddress(base))
             .unwrap();
-        bytes
+        Self {
+            mem,
+            size,
+            ring: GuestAddress(base),
+            driver_event: GuestAddress(events),
+            device_event: GuestAddress(events + 4),
+            avail: start,
+            used: start,
+            free_ids: (0..size).map(|id| id + 1000).collect(), // ids are not indices
+            slots: BTreeMap::new(),
+        }
+    }
+
+    fn start_at(&mut self, done: u16) {
+        let place = Place::after(done, self.size);
+        (self.avail, self.used) = (place, place);
+        // Descriptors that have been used have both flags as the wrap counter was.
+        for index in 0..self.size {
+            let wrapped = index < place.index;
+            let flags = if wrapped == place.wrap {
+                AVAIL | USED
+            } else {
+                0
+            };
+            self.mem.write_obj(flags, self.at(index, 14)).unwrap();
+        }
+    }
+
+    fn at(&self, index: u16, offset: u64) -> GuestAddress {
+        GuestAddress(self.ring.0 + u64::from(index) * 16 + offset)
+    }
+
+    fn add(&mut self, buffers: &[Buffer]) -> u16 {
+        let id = self.free_ids.pop_front().unwrap();
+        let first = self.avail;
+        let mut first_flags = 0;
+        for (i, buffer) in buffers.iter().enumerate() {
+            let next = if i + 1 < buffers.len() { NEXT } else { 0 };
+            let owner = if self.avail.wrap { AVAIL } else { USED };
+            let flags = buffer.flags | next | owner;
+            let bytes = packed(*buffer, id, flags);
+            let at = self.at(self.avail.index, 0);
+            if i == 0 {
+                first_flags = flags; // written last: they make the chain available
+                self.mem.write_slice(&bytes[..14], at).unwrap();
+            } else {
+                self.mem.write_slice(&bytes, at).unwrap();
+            }
+            self.avail.advance(1, self.size);
+        }
+        self.slots.insert(id, buffers.len() as u16);
+        self.mem
+            .write_obj(first_flags, self.at(first.index, 14))
+            .unwrap();
+        id
+    }
+
+    fn completed(&mut self) -> Vec<(u16, u32)> {
+        let mut done = Vec::new();
+        loop {
+            let at = self.used.index;
+            let flags: u16 = self.mem.read_obj(self.at(at, 14)).unwrap();
+            let theirs = [AVAIL, USED].map(|flag| (flags & flag != 0) == self.used.wrap);
+            if theirs != [true, true] {
+                return done;
+            }
+            let id: u16 = self.mem.read_obj(self.at(at, 12)).unwrap();
+            let len: u32 = self.mem.read_obj(self.at(at, 8)).unwrap();
+            let Some(slots) = self.slots.remove(&id) else {
+                return done; // used before this driver started
+            };
+            self.used.advance(slots, self.size);
+            self.free_ids.push_back(id);
+            let written = flags & WRITE != 0;
+            assert_eq!(written, len > 0, "a length counts where the flag says so");
+            done.push((id, len));
+        }
+    }
+}
+
+/// A packed descriptor's bytes.
+fn packed(buffer: Buffer, id: u16, flags: u16) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&buffer.addr.to_le_bytes());
+    bytes[8..12].copy_from_slice(&buffer.len.to_le_bytes());
+    bytes[12..14].copy_from_slice(&id.to_le_bytes());
+    bytes[14..].copy_from_slice(&flags.to_le_bytes());
+    bytes
+}
+
+/// An event suppression structure: place, flags.
+fn read_u16s(mem: &Mem, at: GuestAddress) -> [u16; 2] {
+    [0, 2].map(|offset| mem.read_obj(GuestAddress(at.0 + offset)).unwrap())
+}
+
+fn write_u16s(mem: &Mem, values: [u16; 2], at: GuestAddress) {
+    for (value, offset) in values.into_iter().zip([0, 2]) {
+        mem.write_obj(value, GuestAddress(at.0 + offset)).unwrap();
     }
 }

@@ -1,0 +1,355 @@
+//! A burst's view of a packed virtqueue (virtio 1.3 §2.8).
+//!
+//! One ring of descriptors serves both directions. The driver makes a chain available by setting the flags of its
+//! first descriptor last; the device gives it back by overwriting the descriptor at its own position, and skips as
+//! many as the chain had. Both keep a wrap counter, whose value in the flags says whose a descriptor is.
+//!
+//! A burst holds the flags of its first used descriptor back until all others are written: the driver then sees
+//! the whole burst at once.
+
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_bindings::bindings::virtio_ring::{
+    VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_PACKED_EVENT_FLAG_DESC,
+    VRING_PACKED_EVENT_FLAG_DISABLE, VRING_PACKED_EVENT_FLAG_ENABLE,
+};
+use virtio_queue::desc::packed::Descriptor;
+use vm_memory::VolatileMemory;
+
+use super::super::chain::{BadChain, Direction, Walk};
+use super::super::memory::{Mem, Slice};
+use super::{Chain, DESC, MAX_SIZE, RingError, RingLayout, load, passes, store};
+
+/// Offsets in a descriptor (§2.8.13).
+const LEN: usize = 8;
+const ID: usize = 12;
+const FLAGS: usize = 14;
+
+/// The flags by which driver and device tell whose a descriptor is (§2.8.1).
+const AVAIL: u16 = 1 << 7;
+const USED: u16 = 1 << 15;
+
+/// An event suppression structure: offset and wrap counter, then flags (§2.8.14).
+const EVENT_STRUCT: usize = 4;
+const EVENT_OFF_WRAP: usize = 0;
+const EVENT_FLAGS: usize = 2;
+
+/// Whether the ring's size and alignment are those of a packed ring; any size will do (§2.8.10.1).
+pub(super) fn check(layout: &RingLayout) -> Result<(), RingError> {
+    if !(1..=MAX_SIZE).contains(&layout.size) {
+        return Err(RingError::Range(layout.size.into()));
+    }
+    for (part, align) in layout.parts.iter().zip([DESC, EVENT_STRUCT, EVENT_STRUCT]) {
+        if part.0 % align as u64 != 0 {
+            return Err(RingError::Unaligned(part.0));
+        }
+    }
+    Ok(())
+}
+
+/// The lengths in bytes of descriptor ring, driver and device event suppression.
+pub(super) fn part_lens(layout: &RingLayout) -> [usize; 3] {
+    [usize::from(layout.size) * DESC, EVENT_STRUCT, EVENT_STRUCT]
+}
+
+/// A place in the ring and the wrap counter there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    index: u16,
+    wrap: bool,
+}
+
+impl Place {
+    /// From 15 bits of index and one of wrap counter, as vhost-user and the event structures have it.
+    fn decode(bits: u16, size: u16) -> Option<Self> {
+        let index = bits & 0x7fff;
+        (index < size).then_some(Self {
+            index,
+            wrap: bits >> 15 == 1,
+        })
+    }
+
+    fn encode(self) -> u16 {
+        self.index | u16::from(self.wrap) << 15
+    }
+
+    fn advance(&mut self, slots: u16, size: u16) {
+        self.index += slots;
+        if self.index >= size {
+            self.index -= size;
+            self.wrap = !self.wrap;
+        }
+    }
+
+    fn retreat(&mut self, slots: u16, size: u16) {
+        if self.index < slots {
+            self.index += size;
+            self.wrap = !self.wrap;
+        }
+        self.index -= slots;
+    }
+}
+
+/// How far a packed ring has been worked through.
+#[derive(Debug, Clone, Copy)]
+pub struct PackedPosition {
+    avail: Place,
+    used: Place,
+    /// Where `used` was at the last look at whether to notify; `None` before the first.
+    judged_used: Option<u16>,
+    kicks_off: bool,
+}
+
+impl PackedPosition {
+    /// From avail in the low and used in the high half of `base` (vhost-user "SET_VRING_BASE").
+    pub(super) fn resume(layout: &RingLayout, base: u32) -> Result<Self, RingError> {
+        let place = |bits| Place::decode(bits, layout.size).ok_or(RingError::Range(base));
+        Ok(Self {
+            avail: place(base as u16)?,
+            used: place((base >> 16) as u16)?,
+            judged_used: None,
+            kicks_off: false,
+        })
+    }
+
+    pub(super) fn base(&self) -> u32 {
+        u32::from(self.avail.encode()) | u32::from(self.used.encode()) << 16
+    }
+}
+
+/// A packed ring during one burst.
+#[derive(Debug)]
+pub struct PackedRing<'m> {
+    mem: &'m Mem,
+    ring: Slice<'m>,
+    driver_event: Slice<'m>,
+    device_event: Slice<'m>,
+    layout: RingLayout,
+    position: &'m mut PackedPosition,
+    /// The furthest place that was seen not to be available yet.
+    end: Place,
+    /// The first used descriptor of the burst, and the flags it is to get.
+    held_back: Option<(u16, u16)>,
+}
+
+impl<'m> PackedRing<'m> {
+    pub(super) fn open(
+        mem: &'m Mem,
+        layout: RingLayout,
+        [ring, driver_event, device_event]: [Slice<'m>; 3],
+        position: &'m mut PackedPosition,
+    ) -> Self {
+        Self {
+            mem,
+            ring,
+            driver_event,
+            device_event,
+            layout,
+            end: position.avail,
+            position,
+            held_back: None,
+        }
+    }
+
+    pub(super) fn next(
+        &mut self,
+        direction: Direction,
+        buffers: &mut Vec<Slice<'m>>,
+    ) -> Option<(Chain, Result<usize, BadChain>)> {
+        let place = self.position.avail;
+        if !self.is_available(place) {
+            self.end = place;
+            return None;
+        }
+        fence(Ordering::Acquire); // the chain is read after the flags that make it available
+        let (chain, walked) = self.walk(place.index, direction, buffers);
+        self.position.avail.advance(chain.slots, self.layout.size);
+        Some((chain, walked))
+    }
+
+    /// Whether the descriptor at `place` is the device's (§2.8.1).
+    fn is_available(&self, place: Place) -> bool {
+        let flags: u16 = load(&self.ring, usize::from(place.index) * DESC + FLAGS);
+        (flags & AVAIL != 0) == place.wrap && (flags & USED != 0) != place.wrap
+    }
+
+    /// Reads the chain that starts at `index`. The end of a chain that breaks a rule is looked for all the same: its
+    /// last descriptor has its id. One that goes round the whole ring is cut off there.
+    fn walk(
+        &self,
+        index: u16,
+        direction: Direction,
+        buffers: &mut Vec<Slice<'m>>,
+    ) -> (Chain, Result<usize, BadChain>) {
+        let size = self.layout.size;
+        let mut walk = Walk::new(self.mem, direction, self.layout.indirect, size);
+        let mut result = Ok(());
+        let mut slots = 0;
+        loop {
+            let descriptor = self.read((index + slots) % size);
+            slots += 1;
+            let more = has(&descriptor, VRING_DESC_F_NEXT);
+            result = result.and_then(|()| self.add(&mut walk, &descriptor, more, buffers));
+            if more && slots == size {
+                result = Err(BadChain::TooLong);
+            }
+            if !more || slots == size {
+                let id = descriptor.id();
+                return (Chain { id, slots }, result.map(|()| walk.bytes()));
+            }
+        }
+    }
+
+    fn add(
+        &self,
+        walk: &mut Walk<'m>,
+        descriptor: &Descriptor,
+        more: bool,
+        buffers: &mut Vec<Slice<'m>>,
+    ) -> Result<(), BadChain> {
+        let (addr, len) = (descriptor.addr(), descriptor.len());
+        if !has(descriptor, VRING_DESC_F_INDIRECT) {
+            let writable = has(descriptor, VRING_DESC_F_WRITE);
+            return walk.buffer(addr, len, writable, buffers);
+        }
+        let table = walk.table(addr, len, more)?;
+        // All entries in order; ids and NEXT mean nothing there (§2.8.7).
+        for at in (0..table.len()).step_by(DESC) {
+            let entry = table
+                .get_ref::<Descriptor>(at)
+                .map_err(|_| BadChain::Index)?
+                .load();
+            if has(&entry, VRING_DESC_F_INDIRECT) {
+                return Err(BadChain::Indirect);
+            }
+            let writable = has(&entry, VRING_DESC_F_WRITE);
+            walk.buffer(entry.addr(), entry.len(), writable, buffers)?;
+        }
+        Ok(())
+    }
+
+    /// A copy of the descriptor at `index`, which is below the ring's size.
+    fn read(&self, index: u16) -> Descriptor {
+        self.ring
+            .get_ref::<Descriptor>(usize::from(index) * DESC)
+            .expect("the ring has that many descriptors")
+            .load()
+    }
+
+    pub(super) fn undo(&mut self, chain: Chain) {
+        self.position.avail.retreat(chain.slots, self.layout.size);
+    }
+
+    pub(super) fn complete(&mut self, chain: Chain, len: u32) {
+        let Place { index, wrap } = self.position.used;
+        let at = usize::from(index) * DESC;
+        store(&self.ring, at + LEN, len);
+        store(&self.ring, at + ID, chain.id);
+        let mut flags = if wrap { AVAIL | USED } else { 0 };
+        if len > 0 {
+            flags |= VRING_DESC_F_WRITE as u16; // §2.8.4: `len` counts
+        }
+        match self.held_back {
+            None => self.held_back = Some((index, flags)),
+            Some(_) => {
+                fence(Ordering::Release); // id and length before the flags that give them to the driver
+                store(&self.ring, at + FLAGS, flags);
+            }
+        }
+        self.position.used.advance(chain.slots, self.layout.size);
+    }
+
+    pub(super) fn publish(&mut self) -> bool {
+        let Some((index, flags)) = self.held_back.take() else {
+            return false;
+        };
+        fence(Ordering::Release); // all the burst before the flags that show it
+        store(&self.ring, usize::from(index) * DESC + FLAGS, flags);
+        fence(Ordering::SeqCst); // the burst before the look at whether to notify
+        let judged = self.position.judged_used.replace(self.position.used.index);
+        let flags: u16 = load(&self.driver_event, EVENT_FLAGS);
+        match u32::from(flags) & 0x3 {
+            VRING_PACKED_EVENT_FLAG_DISABLE => false,
+            VRING_PACKED_EVENT_FLAG_DESC if self.layout.event_idx => {
+                judged.is_none_or(|old| self.passes_event(old))
+            }
+            _ => true,
+        }
+    }
+
+    /// Whether going from `old` to here passes the place that the driver wants to hear of. Places before the last wrap are
+    /// counted as if they lay before the ring.
+    fn passes_event(&self, old: u16) -> bool {
+        let size = self.layout.size;
+        let new = self.position.used;
+        let off_wrap: u16 = load(&self.driver_event, EVENT_OFF_WRAP);
+        let mut event = off_wrap & 0x7fff;
+        if new.wrap != (off_wrap >> 15 == 1) {
+            event = event.wrapping_sub(size);
+        }
+        let old = if new.index <= old {
+            old.wrapping_sub(size)
+        } else {
+            old
+        };
+        passes(event, old, new.index)
+    }
+
+    pub(super) fn disable_kicks(&mut self) {
+        if !self.position.kicks_off {
+            self.position.kicks_off = true;
+            self.set_device_event(VRING_PACKED_EVENT_FLAG_DISABLE);
+        }
+    }
+
+    pub(super) fn enable_kicks(&mut self) -> bool {
+        self.position.kicks_off = false;
+        if self.layout.event_idx {
+            store(&self.device_event, EVENT_OFF_WRAP, self.end.encode());
+            fence(Ordering::Release); // the place before the flags that give it a meaning
+            self.set_device_event(VRING_PACKED_EVENT_FLAG_DESC);
+        } else {
+            self.set_device_event(VRING_PACKED_EVENT_FLAG_ENABLE);
+        }
+        fence(Ordering::SeqCst); // the request before the second look
+        self.is_available(self.end)
+    }
+
+    fn set_device_event(&self, flags: u32) {
+        store(&self.device_event, EVENT_FLAGS, flags as u16);
+    }
+}
+
+fn has(descriptor: &Descriptor, flag: u32) -> bool {
+    u32::from(descriptor.flags()) & flag != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_advance_and_retreat_over_the_wrap() {
+        let mut place = Place {
+            index: 6,
+            wrap: true,
+        };
+        place.advance(4, 8);
+        assert_eq!((place.index, place.wrap), (2, false));
+        place.retreat(4, 8);
+        assert_eq!((place.index, place.wrap), (6, true));
+        place.advance(8, 8);
+        assert_eq!((place.index, place.wrap), (6, false));
+    }
+
+    #[test]
+    fn places_are_encoded_as_vhost_user_has_them() {
+        let start = Place {
+            index: 0,
+            wrap: true,
+        };
+        assert_eq!(start.encode(), 0x8000);
+        assert_eq!(Place::decode(0x8000, 8), Some(start));
+        assert_eq!(Place::decode(8, 8), None);
+    }
+}
