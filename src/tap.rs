@@ -96,6 +96,9 @@ impl Offloads {
     /// Unsegmented TCP may carry ECN.
     pub const TSO_ECN: Self = Self(libc::TUN_F_TSO_ECN);
 
+    /// UDP may come unsegmented, over IPv4 and IPv6.
+    pub const USO: Self = Self(libc::TUN_F_USO4 | libc::TUN_F_USO6);
+
     /// Both sets together.
     #[must_use]
     pub const fn with(self, other: Self) -> Self {
@@ -128,6 +131,15 @@ pub trait TapSettings: Send {
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()>;
     /// How long the header before each frame is, in both directions.
     fn set_header_len(&self, len: HeaderLen) -> io::Result<()>;
+
+    /// Whether the kernel can segment UDP. Asked by trying; offloads are all off after it.
+    fn has_uso(&self) -> bool {
+        let has = self
+            .set_offloads(Offloads::CSUM.with(Offloads::USO))
+            .is_ok();
+        let _ = self.set_offloads(Offloads::default()); // what fails here fails again when it counts
+        has
+    }
 }
 
 /// A tap that this process is attached to.

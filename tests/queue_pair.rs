@@ -38,6 +38,7 @@ struct Setup {
     kind: Kind,
     features: u64,
     mergeable: bool,
+    mtu: Option<u16>,
     /// Descriptors that were used before.
     done: u16,
 }
@@ -47,6 +48,7 @@ fn plain(kind: Kind) -> Setup {
         kind,
         features: INDIRECT_DESC,
         mergeable: true,
+        mtu: None,
         done: 0,
     }
 }
@@ -84,6 +86,7 @@ impl<'m> World<'m> {
         pair.set_format(FrameFormat {
             header: HeaderLen::Long,
             mergeable: setup.mergeable,
+            mtu: setup.mtu,
         });
         let call = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).unwrap();
         let mut rings =
@@ -157,7 +160,9 @@ fn start(vring: &mut Vring, memory: &Arc<GuestMemory>, ring: &DriverRing, setup:
     } else {
         0
     };
-    let features = Features::acked(setup.features | packed).unwrap();
+    let features = Features::offered(true)
+        .accept(setup.features | packed)
+        .unwrap();
     let layout = RingLayout::new(memory.mem(), SIZE, ring.parts(), features).unwrap();
     let position = RingPosition::resume(memory.mem(), &layout, ring.base(setup.done)).unwrap();
     vring.enabled = true;
@@ -204,6 +209,7 @@ on_both_kinds! {
     with_event_idx_the_driver_is_notified_when_its_index_is_passed
     with_event_idx_kicks_are_asked_for_at_the_drivers_index
     without_event_idx_kicks_are_off_while_there_is_work
+    frames_over_the_mtu_are_dropped_and_counted_both_ways
 }
 
 // Transmit
@@ -656,6 +662,53 @@ fn an_empty_tap_costs_no_buffer(kind: Kind) {
     assert_eq!(world.rx_base(), world.rx.base(0));
     assert_eq!(world.rx.completed(), []);
     assert_eq!(world.notifications(), 0);
+}
+
+// The MTU
+
+/// A frame with `tags` VLAN tags that is `len` bytes long.
+fn tagged(len: usize, tags: usize) -> Vec<u8> {
+    let mut bytes = frame(len, 1);
+    for tag in 0..tags {
+        let at = HEADER + 12 + tag * 4;
+        bytes[at..at + 2].copy_from_slice(&[0x81, 0]);
+    }
+    let at = HEADER + 12 + tags * 4;
+    bytes[at..at + 2].copy_from_slice(&[8, 0]);
+    bytes
+}
+
+fn frames_over_the_mtu_are_dropped_and_counted_both_ways(kind: Kind) {
+    let (memory, _) = guest_memory();
+    let setup = Setup {
+        mtu: Some(1000),
+        ..plain(kind)
+    };
+    let mut world = World::new(&memory, &setup);
+    let mut unsegmented = tagged(9000, 0);
+    unsegmented[1] = 1; // gso_type: TCP over IPv4
+    let fits = [
+        tagged(1014, 0),
+        tagged(1018, 1),
+        tagged(1022, 2),
+        unsegmented,
+    ];
+    let exceeds = [tagged(1015, 0), tagged(1019, 1), tagged(1023, 2)];
+    for bytes in exceeds.iter().chain(&fits) {
+        world.transmit(bytes);
+        world.post(10_000);
+        world.host.send(bytes);
+    }
+    assert_eq!(world.pair.process_tx(), TxEnd::RingEmpty);
+    assert_eq!(world.pair.process_rx(), RxEnd::TapEmpty);
+    for bytes in fits {
+        assert_eq!(world.host.receive(), Some(bytes));
+    }
+    assert_eq!(world.host.receive(), None);
+    assert_eq!(world.rx.completed().len(), 4);
+    assert_eq!(world.tx.completed().len(), 7);
+    assert_eq!(world.pair.tx_counters.over_mtu, 3);
+    assert_eq!(world.pair.rx_counters.over_mtu, 3);
 }
 
 // Notifications

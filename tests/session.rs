@@ -38,8 +38,8 @@ impl<'m> Driver<'m> {
         }
     }
 
-    /// One frame each way, from and to the host's end of the tap.
-    fn exchange(&mut self, host: &HostEnd, seed: u8) {
+    /// One frame each way, from and to the host's end of the tap; returns the buffer that took the second.
+    fn exchange(&mut self, host: &HostEnd, seed: u8) -> Buffer {
         self.transmit(host, seed);
         let buffer = self.rx.writable(2048);
         let head = self.rx.add(&[buffer]);
@@ -50,6 +50,7 @@ impl<'m> Driver<'m> {
         assert_eq!(done, (head, 112));
         assert_eq!(self.rx.read(buffer, 112)[12..], bytes[12..]);
         self.rx_events.wait_for_call();
+        buffer
     }
 
     fn transmit(&mut self, host: &HostEnd, seed: u8) {
@@ -70,7 +71,7 @@ impl<'m> Driver<'m> {
 fn qemu_connects(front_end: &RawFrontEnd) {
     assert_eq!(
         front_end.get_u64(Req::GET_FEATURES),
-        Features::offered().bits()
+        Features::offered(true).bits()
     );
     let offered = front_end.get_u64(Req::GET_PROTOCOL_FEATURES);
     assert_eq!(offered & MQ_AND_REPLY_ACK, MQ_AND_REPLY_ACK);
@@ -353,10 +354,6 @@ fn bad_requests_are_refused_and_the_session_goes_on() {
         front_end.acknowledged(Req::SET_VRING_NUM, &pair(0, 65_536), &[]),
     );
     refused(
-        "base",
-        front_end.acknowledged(Req::SET_VRING_BASE, &pair(0, 65_536), &[]),
-    );
-    refused(
         "overlap",
         front_end.acknowledged(Req::SET_MEM_TABLE, &overlapping, &[&file, &file]),
     );
@@ -435,4 +432,141 @@ fn a_device_ends_with_its_threads() {
     drop(front_end);
     assert_eq!(served.end(), Ok(()));
     assert_eq!(Arc::strong_count(&memory), 1);
+}
+
+#[test]
+fn a_base_out_of_range_is_refused_when_the_ring_starts() {
+    let (memory, file) = guest_memory();
+    let mut served = Served::start();
+    let front_end = served.raw();
+    let driver = Driver::new(&memory);
+    qemu_connects(&front_end);
+    assert_eq!(front_end.set_mem_table(&file), 0);
+    front_end.state(Req::SET_VRING_NUM, 0, 64);
+    front_end.send(Req::SET_VRING_ADDR, 0, &vring_addr(0, &driver.rx), &[]);
+    front_end.state(Req::SET_VRING_BASE, 0, 65_536);
+    let kick = &driver.rx_events.kick;
+    let answer = front_end.acknowledged(Req::SET_VRING_KICK, &0u64.to_ne_bytes(), &[kick]);
+    assert_ne!(answer, 0);
+}
+
+#[test]
+fn a_rarp_tells_where_the_guest_is() {
+    let mut served = Served::start();
+    let front_end = served.raw();
+    front_end.u64(Req::SET_FEATURES, VERSION_1);
+    front_end.u64(
+        Req::SEND_RARP,
+        u64::from_le_bytes([0x52, 0x54, 0, 1, 2, 3, 0, 0]),
+    );
+    let frame = wait_for("the RARP", || served.host.receive());
+    assert_eq!(frame[..12], [0; 12], "an empty header");
+    assert_eq!(frame[12..18], [0xff; 6]);
+    assert_eq!(frame[18..24], [0x52, 0x54, 0, 1, 2, 3]);
+    assert_eq!(frame[24..26], [0x80, 0x35]);
+    assert_eq!(frame[32..34], [0, 3], "request reverse");
+    assert_eq!(frame.len(), 72);
+}
+
+#[test]
+fn status_is_kept_until_the_device_is_reset() {
+    let (memory, file) = guest_memory();
+    let mut served = Served::start();
+    let front_end = served.raw();
+    let mut driver = Driver::new(&memory);
+    qemu_connects(&front_end);
+    qemu_starts(&front_end, &file, &driver, [0, 0]);
+    front_end.u64(Req::SET_STATUS, 0xf);
+    assert_eq!(front_end.get_u64(Req::GET_STATUS), 0xf);
+    driver.exchange(&served.host, 1);
+    front_end.u64(Req::SET_STATUS, 0);
+    driver.exchange(&served.host, 2); // a status is no order to stop
+    front_end.send(Req::RESET_DEVICE, 0, &[], &[]);
+    assert_eq!(front_end.get_base(1), 0, "stopped, and back at the start");
+}
+
+#[test]
+fn memory_comes_and_goes_slot_by_slot() {
+    const HALF: u64 = MEMORY / 2;
+    let (memory, file) = guest_memory();
+    let mut served = Served::start();
+    let front_end = served.raw();
+    let mut driver = Driver::new(&memory);
+    qemu_connects(&front_end);
+    assert!(front_end.get_u64(Req::GET_MAX_MEM_SLOTS) >= 32);
+    let low = mem_region([0, HALF, USER_BASE, 0]);
+    let high = mem_region([HALF, HALF, USER_BASE + HALF, HALF]);
+    for region in [&low, &high] {
+        assert_eq!(
+            front_end.acknowledged(Req::ADD_MEM_REG, region, &[&file]),
+            0
+        );
+    }
+    assert_ne!(
+        front_end.acknowledged(Req::ADD_MEM_REG, &high, &[&file]),
+        0,
+        "it overlaps"
+    );
+    qemu_enables(&front_end);
+    front_end.u64(Req::SET_FEATURES, VERSION_1 | PROTOCOL_FEATURES);
+    front_end.set_up_ring(0, &driver.rx, 0, &driver.rx_events);
+    front_end.set_up_ring(1, &driver.tx, 0, &driver.tx_events);
+    driver.exchange(&served.host, 1);
+    assert_eq!([front_end.get_base(0), front_end.get_base(1)], [1, 1]);
+    assert_eq!(front_end.acknowledged(Req::REM_MEM_REG, &high, &[]), 0);
+    assert_ne!(
+        front_end.acknowledged(Req::REM_MEM_REG, &high, &[]),
+        0,
+        "it is gone"
+    );
+    let kick = 1u64.to_ne_bytes();
+    let restart = front_end.acknowledged(Req::SET_VRING_KICK, &kick, &[&driver.tx_events.kick]);
+    assert_ne!(restart, 0, "its ring has no memory");
+}
+
+/// The pages that a log marks.
+fn marked(log: &std::fs::File) -> Vec<u64> {
+    use std::os::unix::fs::FileExt;
+    let mut bits = vec![0; (MEMORY / 4096 / 8) as usize];
+    log.read_exact_at(&mut bits, 0).unwrap();
+    let pages = 0..MEMORY / 4096;
+    pages
+        .filter(|page| bits[(page / 8) as usize] >> (page % 8) & 1 == 1)
+        .collect()
+}
+
+#[test]
+fn while_a_migration_runs_every_page_that_is_written_is_marked() {
+    const LOG_ALL: u64 = 1 << 26;
+    let (memory, file) = guest_memory();
+    let mut served = Served::start();
+    let front_end = served.raw();
+    let mut driver = Driver::new(&memory);
+    qemu_connects(&front_end);
+    qemu_starts(&front_end, &file, &driver, [0, 0]);
+    driver.exchange(&served.host, 1);
+
+    let log = tempfile::tempfile().unwrap();
+    log.set_len(MEMORY / 4096 / 8).unwrap();
+    let body = [MEMORY / 4096 / 8, 0].map(u64::to_ne_bytes).concat();
+    assert_eq!(front_end.acknowledged(Req::SET_LOG_BASE, &body, &[&log]), 0);
+    driver.exchange(&served.host, 2);
+    assert_eq!(marked(&log), [0; 0], "not before LOG_ALL");
+
+    let features = VERSION_1 | PROTOCOL_FEATURES | MRG_RXBUF;
+    front_end.u64(Req::SET_FEATURES, features | LOG_ALL);
+    front_end.get_u64(Req::GET_FEATURES);
+    let buffer = driver.exchange(&served.host, 3);
+    let used = [&driver.rx, &driver.tx].map(|ring| ring.parts()[2].0 / 4096);
+    let mut expected = vec![buffer.addr / 4096, used[0], used[1]];
+    expected.sort();
+    expected.dedup();
+    assert_eq!(marked(&log), expected, "the buffer and both used rings");
+
+    front_end.u64(Req::SET_FEATURES, features); // cancelled
+    front_end.get_u64(Req::GET_FEATURES);
+    log.set_len(0).unwrap();
+    log.set_len(MEMORY / 4096 / 8).unwrap();
+    driver.exchange(&served.host, 4);
+    assert_eq!(marked(&log), [0; 0]);
 }

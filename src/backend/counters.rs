@@ -34,6 +34,8 @@ pub struct Counters {
     pub bytes: u64,
     /// Frames dropped since the tap did not take them, or the receiveq could not hold them.
     pub dropped: u64,
+    /// Frames dropped since they were larger than the MTU.
+    pub over_mtu: u64,
     /// Frames of a disabled transmitq, consumed and dropped.
     pub disabled: u64,
     /// Chains given back unused.
@@ -50,10 +52,11 @@ impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "frames {} bytes {} dropped {} disabled {} bad_chains {} bad_index {} kicks {} calls {}",
+            "frames {} bytes {} dropped {} over_mtu {} disabled {} bad_chains {} bad_index {} kicks {} calls {}",
             self.frames,
             self.bytes,
             self.dropped,
+            self.over_mtu,
             self.disabled,
             self.bad_chains.total(),
             self.bad_index,

@@ -33,23 +33,32 @@ const OFFERED: &[u32] = &[
     net::VIRTIO_NET_F_MTU,
 ];
 
+/// Segmentation of UDP, where the kernel's tap has it (6.2 and later).
+const USO: &[u32] = &[
+    net::VIRTIO_NET_F_HOST_USO,
+    net::VIRTIO_NET_F_GUEST_USO4,
+    net::VIRTIO_NET_F_GUEST_USO6,
+];
+
 /// Device features: the ones offered, or the ones that were accepted (acked).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Features(u64);
 
 impl Features {
-    /// What GET_FEATURES answers.
-    pub fn offered() -> Self {
-        let device = OFFERED.iter().fold(0, |bits, bit| bits | 1 << bit);
-        Self(device | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits())
+    /// What GET_FEATURES answers on a host whose tap can segment UDP (`uso`) or not.
+    pub fn offered(uso: bool) -> Self {
+        let host = if uso { USO } else { &[] };
+        let bits = OFFERED.iter().chain(host);
+        let device = bits.fold(0, |bits, bit| bits | 1 << bit);
+        Self(device | VhostUserVirtioFeatures::all().bits())
     }
 
-    /// What SET_FEATURES accepted.
+    /// What SET_FEATURES accepted of `self`, the offer.
     ///
     /// # Errors
     /// The bits that were never offered.
-    pub fn acked(bits: u64) -> Result<Self, u64> {
-        match bits & !Self::offered().0 {
+    pub fn accept(self, bits: u64) -> Result<Self, u64> {
+        match bits & !self.0 {
             0 => Ok(Self(bits)),
             unknown => Err(unknown),
         }
@@ -63,6 +72,11 @@ impl Features {
     /// Rings start out disabled and wait for SET_VRING_ENABLE (vhost-user "Ring states").
     pub fn rings_start_disabled(self) -> bool {
         self.0 & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0
+    }
+
+    /// What is written to guest memory is to be marked in the dirty log (vhost-user "Migration").
+    pub fn log_all(self) -> bool {
+        self.0 & VhostUserVirtioFeatures::LOG_ALL.bits() != 0
     }
 
     /// Notifications are suppressed by index instead of by flag (virtio 1.3 §2.7.7, §2.7.10).
@@ -104,10 +118,13 @@ impl Features {
         let tso4 = self.has(net::VIRTIO_NET_F_GUEST_TSO4);
         let tso6 = self.has(net::VIRTIO_NET_F_GUEST_TSO6);
         let ecn = self.has(net::VIRTIO_NET_F_GUEST_ECN) && (tso4 || tso6);
+        // The kernel takes both or none.
+        let uso = self.has(net::VIRTIO_NET_F_GUEST_USO4) && self.has(net::VIRTIO_NET_F_GUEST_USO6);
         for (on, offload) in [
             (tso4, Offloads::TSO4),
             (tso6, Offloads::TSO6),
             (ecn, Offloads::TSO_ECN),
+            (uso, Offloads::USO),
         ] {
             if on {
                 offloads = offloads.with(offload);
@@ -123,7 +140,15 @@ impl Features {
 
 /// vhost-user's own features, offered in GET_PROTOCOL_FEATURES.
 pub fn offered_protocol_features() -> VhostUserProtocolFeatures {
-    VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK
+    use VhostUserProtocolFeatures as F;
+    F::MQ
+        | F::REPLY_ACK
+        | F::LOG_SHMFD
+        | F::RARP
+        | F::MTU
+        | F::CONFIGURE_MEM_SLOTS
+        | F::STATUS
+        | F::RESET_DEVICE
 }
 
 #[cfg(test)]
@@ -131,14 +156,19 @@ mod tests {
     use super::*;
 
     fn acked(bits: &[u32]) -> Features {
-        Features::acked(bits.iter().fold(0, |all, bit| all | 1 << bit)).unwrap()
+        Features::offered(true)
+            .accept(bits.iter().fold(0, |all, bit| all | 1 << bit))
+            .unwrap()
     }
 
     #[test]
     fn bits_never_offered_are_refused_by_name() {
         let ufo = 1 << net::VIRTIO_NET_F_GUEST_UFO;
-        assert_eq!(Features::acked(ufo), Err(ufo));
-        assert!(Features::acked(Features::offered().bits()).is_ok());
+        let uso = 1 << net::VIRTIO_NET_F_GUEST_USO4;
+        assert_eq!(Features::offered(true).accept(ufo), Err(ufo));
+        assert_eq!(Features::offered(false).accept(uso), Err(uso));
+        let all = Features::offered(true);
+        assert_eq!(all.accept(all.bits()), Ok(all));
     }
 
     #[test]
@@ -159,6 +189,7 @@ mod tests {
         use net::{
             VIRTIO_NET_F_GUEST_CSUM as CSUM, VIRTIO_NET_F_GUEST_ECN as ECN,
             VIRTIO_NET_F_GUEST_TSO4 as TSO4, VIRTIO_NET_F_GUEST_TSO6 as TSO6,
+            VIRTIO_NET_F_GUEST_USO4 as USO4, VIRTIO_NET_F_GUEST_USO6 as USO6,
         };
         let csum = Offloads::CSUM;
         for (bits, want) in [
@@ -171,6 +202,8 @@ mod tests {
                 csum.with(Offloads::TSO4).with(Offloads::TSO_ECN),
             ),
             (&[CSUM, ECN], csum),
+            (&[CSUM, USO4, USO6], csum.with(Offloads::USO)),
+            (&[CSUM, USO4], csum),
             (&[TSO4, TSO6, ECN], Offloads::default()),
         ] {
             assert_eq!(acked(bits).tap_offloads(), want, "{bits:?}");

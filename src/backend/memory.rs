@@ -70,6 +70,12 @@ pub struct Region {
 }
 
 impl Region {
+    /// Whether both lie in the same place: what REM_MEM_REG names a region by.
+    pub fn is_at(&self, other: &Self) -> bool {
+        let place = |region: &Self| (region.guest_addr, region.user_addr, region.len);
+        place(self) == place(other)
+    }
+
     /// The bytes of the file that are needed; `None` where the region is empty or wraps around.
     fn file_len(&self) -> Option<u64> {
         let ends =

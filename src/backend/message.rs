@@ -14,9 +14,9 @@ use std::time::Duration;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags};
 use thiserror::Error;
 use vhost::vhost_user::message::{
-    FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserHeaderFlag, VhostUserMemory,
-    VhostUserMemoryRegion, VhostUserMsgValidator, VhostUserU64, VhostUserVringAddr,
-    VhostUserVringState,
+    FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserHeaderFlag, VhostUserLog,
+    VhostUserMemory, VhostUserMemoryRegion, VhostUserMsgValidator, VhostUserSingleMemoryRegion,
+    VhostUserU64, VhostUserVringAddr, VhostUserVringState,
 };
 use vm_memory::ByteValued;
 
@@ -95,6 +95,26 @@ pub enum Request {
     SetVringErr(u32),
     /// SET_VRING_ENABLE: ring, on or off
     SetVringEnable(u32, bool),
+    /// RESET_DEVICE
+    ResetDevice,
+    /// SEND_RARP: the guest's MAC address
+    SendRarp([u8; 6]),
+    /// NET_SET_MTU: bytes
+    NetSetMtu(u64),
+    /// SET_STATUS: virtio's device status
+    SetStatus(u64),
+    /// GET_STATUS
+    GetStatus,
+    /// SET_LOG_BASE: the dirty log's offset and length in its file
+    SetLogBase(u64, u64, File),
+    /// SET_LOG_FD: told when the log was written; the front-end looks by itself
+    SetLogFd,
+    /// GET_MAX_MEM_SLOTS
+    GetMaxMemSlots,
+    /// ADD_MEM_REG
+    AddMemReg(Region, File),
+    /// REM_MEM_REG
+    RemMemReg(Region),
     /// Anything else
     Unsupported(FrontendReq),
 }
@@ -256,6 +276,22 @@ fn parse(code: FrontendReq, body: &[u8], fds: Vec<OwnedFd>) -> Option<Request> {
         Req::SET_VRING_ENABLE => {
             vring_state(body, |ring, on| Request::SetVringEnable(ring, on != 0))?
         }
+        Req::RESET_DEVICE => Request::ResetDevice,
+        Req::SEND_RARP => {
+            let [a, b, c, d, e, f, ..] = exact::<VhostUserU64>(body)?.value.to_le_bytes();
+            Request::SendRarp([a, b, c, d, e, f])
+        }
+        Req::NET_SET_MTU => Request::NetSetMtu(exact::<VhostUserU64>(body)?.value),
+        Req::SET_STATUS => Request::SetStatus(exact::<VhostUserU64>(body)?.value),
+        Req::GET_STATUS => Request::GetStatus,
+        Req::SET_LOG_BASE => {
+            let log = exact::<VhostUserLog>(body)?;
+            Request::SetLogBase(log.mmap_offset, log.mmap_size, only(fds)?.into())
+        }
+        Req::SET_LOG_FD => Request::SetLogFd,
+        Req::GET_MAX_MEM_SLOTS => Request::GetMaxMemSlots,
+        Req::ADD_MEM_REG => Request::AddMemReg(single_region(body)?, only(fds)?.into()),
+        Req::REM_MEM_REG => Request::RemMemReg(single_region(body)?), // some send the file again
         other => Request::Unsupported(other),
     })
 }
@@ -297,6 +333,24 @@ fn vring_fd(
     })
 }
 
+fn single_region(body: &[u8]) -> Option<Region> {
+    Some(region(&*exact::<VhostUserSingleMemoryRegion>(body)?))
+}
+
+fn region(sent: &VhostUserMemoryRegion) -> Region {
+    Region {
+        guest_addr: sent.guest_phys_addr,
+        len: sent.memory_size,
+        user_addr: sent.user_addr,
+        offset: sent.mmap_offset,
+    }
+}
+
+/// The descriptor of a message that has exactly one.
+fn only(fds: Vec<OwnedFd>) -> Option<OwnedFd> {
+    (fds.len() == 1).then(|| fds.into_iter().next())?
+}
+
 fn memory_table(body: &[u8], fds: Vec<OwnedFd>) -> Option<Vec<(Region, File)>> {
     let (head, regions) = body.split_at_checked(size_of::<VhostUserMemory>())?;
     let count = exact::<VhostUserMemory>(head)?.num_regions as usize;
@@ -307,13 +361,7 @@ fn memory_table(body: &[u8], fds: Vec<OwnedFd>) -> Option<Vec<(Region, File)>> {
     fds.into_iter()
         .map(|fd| {
             let sent = exact::<VhostUserMemoryRegion>(regions.next()?)?;
-            let region = Region {
-                guest_addr: sent.guest_phys_addr,
-                len: sent.memory_size,
-                user_addr: sent.user_addr,
-                offset: sent.mmap_offset,
-            };
-            Some((region, File::from(fd)))
+            Some((region(&sent), File::from(fd)))
         })
         .collect()
 }

@@ -22,7 +22,7 @@
 use std::io;
 
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{MmapRegion, VolatileMemory};
+use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 
 use super::chain::{BadChain, Direction};
 use super::counters::Counters;
@@ -40,6 +40,13 @@ const ETHERNET: usize = 14;
 
 /// The most bytes a frame can have: an IP packet of 65535 bytes behind an Ethernet header with two VLAN tags.
 pub const MAX_FRAME: usize = 65535 + ETHERNET + 8;
+
+/// Bytes of a VLAN tag, and the EtherTypes that announce one.
+const VLAN_TAG: usize = 4;
+const VLAN: [u16; 2] = [0x8100, 0x88a8];
+
+/// Where `gso_type` lies in the header; 0 is a frame as it stands (virtio 1.3 §5.1.6).
+const GSO_TYPE: usize = 1;
 
 /// Where `num_buffers` lies in the long header (virtio 1.3 §5.1.6).
 const NUM_BUFFERS: usize = 10;
@@ -82,6 +89,30 @@ pub struct FrameFormat {
     pub header: HeaderLen,
     /// A received frame may be spread over several chains.
     pub mergeable: bool,
+    /// The largest packet behind an Ethernet header, in bytes, unless it is to be segmented on its way. None without a
+    /// limit but [`MAX_FRAME`].
+    pub mtu: Option<u16>,
+}
+
+impl FrameFormat {
+    /// Whether a frame of `bytes` in `buffers`, behind its header, is larger than it may be. VLAN tags do not count, and
+    /// neither do frames that will be segmented.
+    fn exceeds_mtu(self, buffers: &[Slice<'_>], bytes: usize) -> bool {
+        let Some(over) = self
+            .mtu
+            .and_then(|mtu| bytes.checked_sub(usize::from(mtu) + ETHERNET))
+            .filter(|over| *over > 0)
+        else {
+            return false;
+        };
+        let [gso_type] = read_at(buffers, GSO_TYPE);
+        let ether_types = [0, VLAN_TAG].map(|tag| {
+            let at = self.header.bytes() + ETHERNET - 2 + tag;
+            u16::from_be_bytes(read_at(buffers, at))
+        });
+        let tags = ether_types.iter().take_while(|kind| VLAN.contains(kind));
+        gso_type == 0 && over > tags.count() * VLAN_TAG
+    }
 }
 
 /// A receiveq and a transmitq of one NIC, with their queue of the tap.
@@ -115,6 +146,7 @@ impl QueuePair {
             format: FrameFormat {
                 header: HeaderLen::Short,
                 mergeable: false,
+                mtu: None,
             },
             tap,
             bounce: frame_store()?,
@@ -174,6 +206,19 @@ impl QueuePair {
         }
     }
 
+    /// Tells the host's switches where the guest is now, on behalf of a guest that can't (vhost-user "SEND_RARP"): a
+    /// broadcast of `mac` into the tap.
+    ///
+    /// # Errors
+    /// Those of the tap.
+    pub fn announce(&self, mac: [u8; 6]) -> io::Result<()> {
+        let mut bytes = vec![0; self.format.header.bytes()];
+        bytes.extend_from_slice(&rarp(mac));
+        self.tap
+            .writev(&[VolatileSlice::from(&mut bytes[..])])
+            .map(drop)
+    }
+
     /// Moves a burst of frames from the transmitq to the tap. Frames of a disabled ring are dropped
     /// (vhost-user "Ring states").
     pub fn process_tx(&mut self) -> TxEnd {
@@ -186,7 +231,7 @@ impl QueuePair {
         };
         let transmit = Transmit {
             tap: self.tx.enabled.then_some(&self.tap),
-            header: self.format.header,
+            format: self.format,
             counters: &mut self.tx_counters,
         };
         let mut end = transmit.burst(&mut ring);
@@ -233,7 +278,7 @@ impl QueuePair {
 struct Transmit<'m> {
     /// `None` while the ring is disabled.
     tap: Option<&'m TapQueue>,
-    header: HeaderLen,
+    format: FrameFormat,
     counters: &'m mut Counters,
 }
 
@@ -263,7 +308,7 @@ impl<'m> Transmit<'m> {
     /// The length of the frame in a chain of `bytes`, if they can be a frame behind a header.
     fn frame_len(&self, bytes: usize) -> Result<usize, BadChain> {
         bytes
-            .checked_sub(self.header.bytes())
+            .checked_sub(self.format.header.bytes())
             .filter(|frame| (ETHERNET..=MAX_FRAME).contains(frame))
             .ok_or(BadChain::Size)
     }
@@ -273,6 +318,10 @@ impl<'m> Transmit<'m> {
             self.counters.disabled += 1;
             return Ok(());
         };
+        if self.format.exceeds_mtu(buffers, bytes) {
+            self.counters.over_mtu += 1;
+            return Ok(());
+        }
         match tap.writev(buffers) {
             Ok(_) => {
                 self.counters.frames += 1;
@@ -356,6 +405,12 @@ impl<'m> Receive<'m> {
         };
         let (_, room) = self.rooms.chains[0];
         mark_written(&self.rooms.buffers, bytes);
+        let frame = bytes.saturating_sub(self.format.header.bytes());
+        if self.format.exceeds_mtu(&self.rooms.buffers, frame) {
+            self.rooms.undo(ring);
+            self.counters.over_mtu += 1;
+            return Ok(());
+        }
         if bytes <= room {
             self.finish(ring, bytes);
             Ok(())
@@ -527,6 +582,18 @@ fn copy(from: &[Slice<'_>], to: &[Slice<'_>]) {
     }
 }
 
+/// A reverse ARP request by `mac` for itself (RFC 903), padded to the least Ethernet frame.
+fn rarp(mac: [u8; 6]) -> [u8; 60] {
+    let mut frame = [0; 60];
+    frame[..6].fill(0xff);
+    frame[6..12].copy_from_slice(&mac);
+    // EtherType, Ethernet, IPv4, lengths of both kinds of address, request reverse
+    frame[12..22].copy_from_slice(&[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
+    frame[22..28].copy_from_slice(&mac);
+    frame[32..38].copy_from_slice(&mac);
+    frame
+}
+
 /// Marks what the kernel has written of `bytes` in the dirty log.
 fn mark_written(buffers: &[Slice<'_>], bytes: usize) {
     let mut left = bytes;
@@ -538,6 +605,25 @@ fn mark_written(buffers: &[Slice<'_>], bytes: usize) {
             return;
         }
     }
+}
+
+/// The bytes at `offset` of what `buffers` are together; zeroes beyond their end.
+fn read_at<const N: usize>(buffers: &[Slice<'_>], mut offset: usize) -> [u8; N] {
+    let mut bytes = [0; N];
+    let mut done = 0;
+    for buffer in buffers {
+        if offset >= buffer.len() {
+            offset -= buffer.len();
+            continue;
+        }
+        let len = (buffer.len() - offset).min(N - done);
+        part(*buffer, offset, len).copy_to(&mut bytes[done..done + len]);
+        (done, offset) = (done + len, 0);
+        if done == N {
+            break;
+        }
+    }
+    bytes
 }
 
 /// Writes `bytes` at `offset` of what `buffers` are together.

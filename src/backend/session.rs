@@ -13,6 +13,7 @@
 //! A request that fails is answered with an error where the front-end asked for an answer; otherwise the
 //! connection ends, since nothing else would tell it.
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -22,14 +23,18 @@ use vhost::vhost_user::message::{
 };
 use vm_memory::ByteValued;
 
+use super::dirty_log::DirtyLog;
 use super::features::{Features, offered_protocol_features};
-use super::memory::{GuestMemory, MemoryError};
+use super::memory::{GuestMemory, MemoryError, Region};
 use super::message::{Connection, Message, MessageError, Request, VringAddr};
 use super::queue_pair::{FrameFormat, Side};
 use super::ring::{RingError, RingLayout, RingPosition};
 use super::vring::{Notifier, Started};
 use super::worker::{Worker, WorkerError};
 use crate::tap::TapSettings;
+
+/// How many memory regions are taken: each costs two descriptors of a process's usual 1024.
+const MAX_MEM_SLOTS: usize = 256;
 
 /// Why a request fails.
 #[derive(Debug, Error)]
@@ -52,6 +57,15 @@ pub enum RequestError {
     /// A ring's size or place can't be used.
     #[error(transparent)]
     Ring(#[from] RingError),
+    /// The memory table is full.
+    #[error("the memory table has no slot left")]
+    Slots,
+    /// There is no such region to remove.
+    #[error("the memory table has no such region")]
+    NoSuchRegion,
+    /// The MTU is below any that IP works with, or above what a frame has.
+    #[error("an MTU of {0} is out of range (68 to 65535)")]
+    Mtu(u64),
     /// A ring lies outside the front-end's memory table.
     #[error("ring address {0:#x} lies outside the memory table")]
     RingAddress(u64),
@@ -99,7 +113,16 @@ pub struct Device {
     rings: Vec<RingSettings>,
     features: Features,
     protocol: VhostUserProtocolFeatures,
+    /// What GET_FEATURES answers.
+    offered: Features,
+    /// The memory table, and its files for when it changes.
+    regions: Vec<(Region, File)>,
     memory: Option<Arc<GuestMemory>>,
+    /// Where written pages are to be marked, while LOG_ALL is accepted.
+    log: Option<Arc<DirtyLog>>,
+    /// Virtio's device status, which the back-end keeps and does not act on.
+    status: u64,
+    mtu: Option<u16>,
 }
 
 impl Device {
@@ -107,12 +130,17 @@ impl Device {
     pub fn new(tap: Box<dyn TapSettings>, workers: Vec<Worker>) -> Self {
         let rings = workers.len() * 2;
         Self {
+            offered: Features::offered(tap.has_uso()),
             tap,
             workers,
             rings: (0..rings).map(|_| RingSettings::default()).collect(),
             features: Features::default(),
             protocol: VhostUserProtocolFeatures::empty(),
+            regions: Vec::new(),
             memory: None,
+            log: None,
+            status: 0,
+            mtu: None,
         }
     }
 
@@ -150,16 +178,28 @@ impl Device {
     /// # Errors
     /// Where a worker is gone.
     pub fn reset(&mut self) -> Result<(), WorkerError> {
+        self.reset_rings()?;
+        for ring in 0..self.rings.len() {
+            let (worker, side) = self.worker(ring);
+            worker.set_call(side, None)?;
+        }
+        self.protocol = VhostUserProtocolFeatures::empty();
+        self.regions.clear();
+        self.memory = None;
+        self.log = None;
+        Ok(())
+    }
+
+    /// Stops and disables every ring, and forgets features and status (RESET_DEVICE).
+    fn reset_rings(&mut self) -> Result<(), WorkerError> {
         for ring in 0..self.rings.len() {
             let (worker, side) = self.worker(ring);
             worker.stop(side)?;
             worker.enable(side, false)?;
-            worker.set_call(side, None)?;
             self.rings[ring] = RingSettings::default();
         }
         self.features = Features::default();
-        self.protocol = VhostUserProtocolFeatures::empty();
-        self.memory = None;
+        self.status = 0;
         Ok(())
     }
 
@@ -179,7 +219,9 @@ impl Device {
     /// Does what is asked; returns the reply's body where the request has one.
     fn handle(&mut self, request: Request) -> Result<Option<Vec<u8>>, RequestError> {
         match request {
-            Request::GetFeatures => return reply(&VhostUserU64::new(Features::offered().bits())),
+            Request::GetFeatures => {
+                return reply(&VhostUserU64::new(self.offered.bits()));
+            }
             Request::GetProtocolFeatures => {
                 return reply(&VhostUserU64::new(offered_protocol_features().bits()));
             }
@@ -190,10 +232,34 @@ impl Device {
             Request::SetProtocolFeatures(bits) => self.set_protocol_features(bits)?,
             Request::SetOwner => {}
             Request::ResetOwner => self.disable_all()?,
-            Request::SetMemTable(regions) => {
-                self.memory = Some(Arc::new(GuestMemory::map(&regions, None)?));
-                self.restart_rings()?;
+            Request::GetMaxMemSlots => return reply(&VhostUserU64::new(MAX_MEM_SLOTS as u64)),
+            Request::GetStatus => return reply(&VhostUserU64::new(self.status)),
+            Request::SetLogBase(offset, len, file) => {
+                self.log = Some(Arc::new(DirtyLog::map(file, offset, len)?));
+                self.map_memory()?;
+                return reply(&VhostUserU64::new(0)); // asked for whatever NEED_REPLY says
             }
+            // The front-end looks at the log when it wants to.
+            Request::SetLogFd => {}
+            Request::SetMemTable(regions) => self.change_memory(|table| *table = regions)?,
+            Request::AddMemReg(region, file) => {
+                if self.regions.len() >= MAX_MEM_SLOTS {
+                    return Err(RequestError::Slots);
+                }
+                self.change_memory(|table| table.push((region, file)))?;
+            }
+            Request::RemMemReg(region) => {
+                let known = self
+                    .regions
+                    .iter()
+                    .position(|(known, _)| known.is_at(&region));
+                let slot = known.ok_or(RequestError::NoSuchRegion)?;
+                self.change_memory(|table| drop(table.remove(slot)))?;
+            }
+            Request::ResetDevice => self.reset_rings()?,
+            Request::SetStatus(status) => self.status = status,
+            Request::SendRarp(mac) => self.workers[0].announce(mac)?,
+            Request::NetSetMtu(mtu) => self.set_mtu(mtu)?,
             Request::SetVringNum(ring, size) => {
                 let size = u16::try_from(size).map_err(|_| RequestError::Range(size))?;
                 self.settings(ring)?.size = Some(size);
@@ -228,23 +294,62 @@ impl Device {
     }
 
     fn set_features(&mut self, bits: u64) -> Result<(), RequestError> {
-        self.features = Features::acked(bits).map_err(RequestError::Features)?;
+        let before = self.features;
+        self.features = self.offered.accept(bits).map_err(RequestError::Features)?;
         tracing::info!("features {bits:#x}");
         self.tap.set_header_len(self.features.header_len())?;
         self.tap.set_offloads(self.features.tap_offloads())?;
-        let format = FrameFormat {
-            header: self.features.header_len(),
-            mergeable: self.features.mergeable_buffers(),
-        };
-        for worker in &self.workers {
-            worker.set_format(format)?;
-        }
+        self.set_format()?;
         if !self.features.rings_start_disabled() {
             for ring in 0..self.rings.len() {
                 let (worker, side) = self.worker(ring);
                 worker.enable(side, true)?;
             }
         }
+        if self.features.log_all() != before.log_all() {
+            self.map_memory()
+        } else {
+            self.restart_rings()
+        }
+    }
+
+    fn set_format(&self) -> Result<(), RequestError> {
+        let format = FrameFormat {
+            header: self.features.header_len(),
+            mergeable: self.features.mergeable_buffers(),
+            mtu: self.mtu,
+        };
+        for worker in &self.workers {
+            worker.set_format(format)?;
+        }
+        Ok(())
+    }
+
+    /// At least what IPv4 asks of a link (RFC 791).
+    fn set_mtu(&mut self, mtu: u64) -> Result<(), RequestError> {
+        let known = u16::try_from(mtu).ok().filter(|mtu| *mtu >= 68);
+        self.mtu = Some(known.ok_or(RequestError::Mtu(mtu))?);
+        self.set_format()
+    }
+
+    /// Changes the memory table; as it was where the new one can't be mapped.
+    fn change_memory(
+        &mut self,
+        change: impl FnOnce(&mut Vec<(Region, File)>),
+    ) -> Result<(), RequestError> {
+        let before = self
+            .regions
+            .iter()
+            .map(|(region, file)| Ok((*region, file.try_clone()?)))
+            .collect::<io::Result<_>>()?;
+        change(&mut self.regions);
+        self.map_memory().inspect_err(|_| self.regions = before)
+    }
+
+    /// Maps the memory table anew, with the log if pages are to be logged, and gives it to the started rings.
+    fn map_memory(&mut self) -> Result<(), RequestError> {
+        let log = self.log.as_ref().filter(|_| self.features.log_all());
+        self.memory = Some(Arc::new(GuestMemory::map(&self.regions, log)?));
         self.restart_rings()
     }
 

@@ -144,6 +144,18 @@ impl Worker {
         self.with_loop(move |pair_loop| pair_loop.pair.set_format(format))
     }
 
+    /// Announces `mac` to the host's switches.
+    ///
+    /// # Errors
+    /// Where the worker is gone; a tap that takes no frame is not an error, for an announcement is a courtesy.
+    pub fn announce(&self, mac: [u8; 6]) -> Result<(), WorkerError> {
+        self.with_loop(move |pair_loop| {
+            if let Err(error) = pair_loop.pair.announce(mac) {
+                tracing::warn!("RARP was not sent: {error}");
+            }
+        })
+    }
+
     /// What was counted so far: receiveq, transmitq.
     ///
     /// # Errors

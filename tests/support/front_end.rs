@@ -39,6 +39,10 @@ impl TapSettings for Recorder {
         Ok(())
     }
 
+    fn has_uso(&self) -> bool {
+        true
+    }
+
     fn set_header_len(&self, len: HeaderLen) -> std::io::Result<()> {
         self.0.send(Setting::HeaderLen(len)).unwrap();
         Ok(())
@@ -258,6 +262,12 @@ pub fn mem_table(regions: &[[u64; 4]]) -> Vec<u8> {
         body.extend_from_slice(&field.to_ne_bytes());
     }
     body
+}
+
+/// One region as ADD_MEM_REG and REM_MEM_REG have it.
+pub fn mem_region(region: [u64; 4]) -> Vec<u8> {
+    let fields = [0].into_iter().chain(region);
+    fields.flat_map(u64::to_ne_bytes).collect()
 }
 
 pub fn vring_addr(index: u32, ring: &DriverRing) -> Vec<u8> {
