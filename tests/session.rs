@@ -502,11 +502,11 @@ fn memory_comes_and_goes_slot_by_slot() {
             0
         );
     }
-    assert_ne!(
-        front_end.acknowledged(Req::ADD_MEM_REG, &high, &[&file]),
-        0,
-        "it overlaps"
-    );
+    let overlapping = mem_region([HALF - 4096, HALF, USER_BASE + HALF, HALF]);
+    let answer = front_end.acknowledged(Req::ADD_MEM_REG, &overlapping, &[&file]);
+    assert_ne!(answer, 0, "it overlaps");
+    let again = front_end.acknowledged(Req::ADD_MEM_REG, &high, &[&file]);
+    assert_eq!(again, 0, "QEMU adds it for every pair");
     qemu_enables(&front_end);
     front_end.u64(Req::SET_FEATURES, VERSION_1 | PROTOCOL_FEATURES);
     front_end.set_up_ring(0, &driver.rx, 0, &driver.rx_events);
@@ -514,11 +514,8 @@ fn memory_comes_and_goes_slot_by_slot() {
     driver.exchange(&served.host, 1);
     assert_eq!([front_end.get_base(0), front_end.get_base(1)], [1, 1]);
     assert_eq!(front_end.acknowledged(Req::REM_MEM_REG, &high, &[]), 0);
-    assert_ne!(
-        front_end.acknowledged(Req::REM_MEM_REG, &high, &[]),
-        0,
-        "it is gone"
-    );
+    let again = front_end.acknowledged(Req::REM_MEM_REG, &high, &[]);
+    assert_eq!(again, 0, "and removes it for every pair");
     let kick = 1u64.to_ne_bytes();
     let restart = front_end.acknowledged(Req::SET_VRING_KICK, &kick, &[&driver.tx_events.kick]);
     assert_ne!(restart, 0, "its ring has no memory");

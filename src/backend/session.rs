@@ -8,7 +8,7 @@
 //!
 //! Real front-ends do not follow the order of the specification's examples. QEMU enables rings before it has
 //! sent SET_FEATURES, and not again after it, so the enabled state outlives both SET_FEATURES and the ring's set-up;
-//! and DPDK sets calls before anything else.
+//! and DPDK sets calls before anything else. QEMU also repeats some messages for every pair.
 //!
 //! A request that fails is answered with an error where the front-end asked for an answer; otherwise the
 //! connection ends, since nothing else would tell it.
@@ -60,9 +60,6 @@ pub enum RequestError {
     /// The memory table is full.
     #[error("the memory table has no slot left")]
     Slots,
-    /// There is no such region to remove.
-    #[error("the memory table has no such region")]
-    NoSuchRegion,
     /// The MTU is below any that IP works with, or above what a frame has.
     #[error("an MTU of {0} is out of range (68 to 65535)")]
     Mtu(u64),
@@ -242,19 +239,11 @@ impl Device {
             // The front-end looks at the log when it wants to.
             Request::SetLogFd => {}
             Request::SetMemTable(regions) => self.change_memory(|table| *table = regions)?,
-            Request::AddMemReg(region, file) => {
-                if self.regions.len() >= MAX_MEM_SLOTS {
-                    return Err(RequestError::Slots);
-                }
-                self.change_memory(|table| table.push((region, file)))?;
-            }
+            Request::AddMemReg(region, file) => self.add_region(region, file)?,
             Request::RemMemReg(region) => {
-                let known = self
-                    .regions
-                    .iter()
-                    .position(|(known, _)| known.is_at(&region));
-                let slot = known.ok_or(RequestError::NoSuchRegion)?;
-                self.change_memory(|table| drop(table.remove(slot)))?;
+                if self.has_region(&region) {
+                    self.change_memory(|table| table.retain(|(known, _)| !known.is_at(&region)))?;
+                }
             }
             Request::ResetDevice => self.reset_rings()?,
             Request::SetStatus(status) => self.status = status,
@@ -330,6 +319,21 @@ impl Device {
         let known = u16::try_from(mtu).ok().filter(|mtu| *mtu >= 68);
         self.mtu = Some(known.ok_or(RequestError::Mtu(mtu))?);
         self.set_format()
+    }
+
+    /// QEMU adds and removes each region once for every pair, so what is there or gone already is as it should be.
+    fn add_region(&mut self, region: Region, file: File) -> Result<(), RequestError> {
+        if self.has_region(&region) {
+            return Ok(());
+        }
+        if self.regions.len() >= MAX_MEM_SLOTS {
+            return Err(RequestError::Slots);
+        }
+        self.change_memory(|table| table.push((region, file)))
+    }
+
+    fn has_region(&self, region: &Region) -> bool {
+        self.regions.iter().any(|(known, _)| known.is_at(region))
     }
 
     /// Changes the memory table; as it was where the new one can't be mapped.
