@@ -532,8 +532,8 @@ fn a_bad_chain_amid_a_merged_frame_loses_that_frame_alone(kind: Kind) {
 fn an_avail_index_beyond_the_ring_is_counted_and_nothing_is_taken() {
     let (memory, _) = guest_memory();
     let mut world = World::new(&memory, &plain(Kind::Split));
-    world.tx.split().queue.avail().idx().store(SIZE + 1);
-    world.rx.split().queue.avail().idx().store(SIZE + 1);
+    world.tx.split().set_avail_index(SIZE + 1);
+    world.rx.split().set_avail_index(SIZE + 1);
     assert_eq!(world.pair.process_tx(), TxEnd::RingEmpty);
     assert_eq!(world.pair.process_rx(), RxEnd::NoBuffers);
     assert_eq!(world.pair.tx_counters.bad_index, 1);

@@ -4,6 +4,7 @@
 mod support;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ringtap::backend::features::Features;
 use ringtap::tap::{HeaderLen, Offloads};
@@ -566,4 +567,19 @@ fn while_a_migration_runs_every_page_that_is_written_is_marked() {
     log.set_len(MEMORY / 4096 / 8).unwrap();
     driver.exchange(&served.host, 4);
     assert_eq!(marked(&log), [0; 0]);
+}
+
+/// The frame rate falls off a cliff if a spin leaves kicks off and then sleeps: each exchange here would time out.
+#[test]
+fn a_worker_that_polls_neither_misses_work_nor_spins_for_ever() {
+    let (memory, file) = guest_memory();
+    let mut served = Served::start_polling(Duration::from_micros(200));
+    let front_end = served.raw();
+    let mut driver = Driver::new(&memory);
+    qemu_connects(&front_end);
+    qemu_starts(&front_end, &file, &driver, [0, 0]);
+    for round in 0..100u64 {
+        driver.exchange(&served.host, round as u8);
+        std::thread::sleep(Duration::from_micros(round * 20)); // work comes in and after spins alike
+    }
 }

@@ -23,6 +23,10 @@ pub struct BackendArgs {
     /// How many pairs of queues the device offers
     #[arg(long, value_name = "N", default_value_t = QueuePairs::ONE)]
     pub queue_pairs: QueuePairs,
+
+    /// Spin for up to N µs before sleeping, where that has paid lately; 0 never spins
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub poll_us: u32,
 }
 
 impl BackendArgs {
@@ -36,6 +40,8 @@ impl BackendArgs {
             self.tap.as_str().into(),
             "--queue-pairs".into(),
             self.queue_pairs.to_string().into(),
+            "--poll-us".into(),
+            self.poll_us.to_string().into(),
         ]
     }
 }
@@ -51,7 +57,8 @@ mod tests {
         let args = BackendArgs {
             socket_path: "/run/a b/c.sock".into(),
             tap: "web1-0".parse().unwrap(),
-            queue_pairs: QueuePairs::try_from(1).unwrap(),
+            queue_pairs: QueuePairs::try_from(4).unwrap(),
+            poll_us: 50,
         };
         let argv = std::iter::once("ringtap".into()).chain(args.to_argv());
         let command = Cli::try_parse_from(argv).unwrap().command;

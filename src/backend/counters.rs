@@ -48,6 +48,13 @@ pub struct Counters {
     pub calls: u64,
 }
 
+impl Counters {
+    /// Chains and frames that were dealt with in any way.
+    pub fn taken(&self) -> u64 {
+        self.frames + self.dropped + self.over_mtu + self.disabled + self.bad_chains.total()
+    }
+}
+
 impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(

@@ -19,6 +19,7 @@ pub mod queue_pair;
 pub mod ring;
 mod serve;
 pub mod session;
+pub mod spin;
 pub mod vring;
 pub mod worker;
 

@@ -20,6 +20,7 @@
 //! A chain that breaks a rule is given back with length 0, counted by kind, and harms no other.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
@@ -80,6 +81,15 @@ pub enum RxEnd {
     NoBuffers,
     /// There may be more to do at once.
     More,
+}
+
+/// What a burst that ends for want of chains leaves behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Idle {
+    /// A kick is asked for.
+    Park,
+    /// No kick is asked for.
+    Poll,
 }
 
 /// The settings that features decide.
@@ -198,6 +208,33 @@ impl QueuePair {
         }
     }
 
+    /// Whether either ring is started.
+    pub fn is_running(&self) -> bool {
+        self.rx.started.is_some() || self.tx.started.is_some()
+    }
+
+    /// How many chains have been taken, in either direction: what tells a poll that found something.
+    fn taken(&self) -> u64 {
+        [&self.rx_counters, &self.tx_counters]
+            .iter()
+            .map(|counters| counters.taken())
+            .sum()
+    }
+
+    /// Polls both directions until either has had work, at most for `limit`; false where there was none.
+    pub fn spin(&mut self, limit: Duration) -> bool {
+        let (start, before) = (Instant::now(), self.taken());
+        while start.elapsed() < limit {
+            self.poll_tx();
+            self.poll_rx();
+            if self.taken() != before {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        false
+    }
+
     /// The ring of one side.
     pub fn vring(&mut self, side: Side) -> &mut Vring {
         match side {
@@ -222,6 +259,15 @@ impl QueuePair {
     /// Moves a burst of frames from the transmitq to the tap. Frames of a disabled ring are dropped
     /// (vhost-user "Ring states").
     pub fn process_tx(&mut self) -> TxEnd {
+        self.transmit(Idle::Park)
+    }
+
+    /// As [`Self::process_tx`], but asks for no kick where the ring is empty: whoever polls looks again anyway.
+    pub fn poll_tx(&mut self) -> TxEnd {
+        self.transmit(Idle::Poll)
+    }
+
+    fn transmit(&mut self, idle: Idle) -> TxEnd {
         let Some(started) = &mut self.tx.started else {
             return TxEnd::RingEmpty;
         };
@@ -236,7 +282,7 @@ impl QueuePair {
         };
         let mut end = transmit.burst(&mut ring);
         let notify = ring.publish();
-        if end == TxEnd::RingEmpty && ring.enable_kicks() {
+        if end == TxEnd::RingEmpty && idle == Idle::Park && ring.enable_kicks() {
             end = TxEnd::More;
         }
         if notify && self.tx.notify() {
@@ -247,6 +293,15 @@ impl QueuePair {
 
     /// Moves a burst of frames from the tap to the receiveq.
     pub fn process_rx(&mut self) -> RxEnd {
+        self.receive(Idle::Park)
+    }
+
+    /// As [`Self::process_rx`], but asks for no kick where buffers lack.
+    pub fn poll_rx(&mut self) -> RxEnd {
+        self.receive(Idle::Poll)
+    }
+
+    fn receive(&mut self, idle: Idle) -> RxEnd {
         let Some(started) = self.rx.started.as_mut().filter(|_| self.rx.enabled) else {
             return RxEnd::NoBuffers;
         };
@@ -264,7 +319,7 @@ impl QueuePair {
         };
         let mut end = receive.burst(&mut ring);
         let notify = ring.publish();
-        if end == RxEnd::NoBuffers && ring.enable_kicks() {
+        if end == RxEnd::NoBuffers && idle == Idle::Park && ring.enable_kicks() {
             end = RxEnd::More;
         }
         if notify && self.rx.notify() {

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use thiserror::Error;
@@ -61,12 +62,14 @@ pub enum BackendError {
 pub fn serve(args: &BackendArgs) -> Result<(), BackendError> {
     let signals = EndRequests::catch()?;
     let (tap, queues) = Tap::open(&args.tap, args.queue_pairs)?;
+    let poll = Duration::from_micros(args.poll_us.into());
     let mut workers = Vec::with_capacity(queues.len());
     for (index, mut queue) in queues.into_iter().enumerate() {
         queue.set_attached(false)?; // until a front-end enables the pair
         workers.push(Worker::spawn(
             format!("pair{index}"),
             QueuePair::new(queue)?,
+            poll,
         )?);
     }
     let device = Device::new(Box::new(tap), workers);

@@ -9,12 +9,16 @@
 //! The tap is watched edge-triggered: with no room in the receiveq a level-triggered watch would spin, and the
 //! flag remembers what the edge said. Kicks are level-triggered and cleared when taken.
 //!
+//! With `--poll-us` a worker that has nothing to do spins for a while before it sleeps (`spin`), and kicks are off
+//! meanwhile; the turn after a spin in vain asks for them again.
+//!
 //! A session reaches its pair through [`Worker`], whose calls run in the loop between two turns. So a ring that was
 //! stopped is at rest when the call returns, without a lock anywhere.
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, RemoteEndpoint, SubscriberId,
@@ -24,6 +28,7 @@ use thiserror::Error;
 
 use super::counters::Counters;
 use super::queue_pair::{FrameFormat, QueuePair, RxEnd, Side, TxEnd};
+use super::spin::Spin;
 use super::vring::{Notifier, Started};
 
 /// Which fd an event is of.
@@ -54,18 +59,18 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a thread called `name` that works on `pair`.
+    /// Starts a thread called `name` that works on `pair`, and spins for at most `poll` before it sleeps.
     ///
     /// # Errors
     /// Where the kernel has no thread or epoll instance to give.
-    pub fn spawn(name: String, pair: QueuePair) -> Result<Self, WorkerError> {
+    pub fn spawn(name: String, pair: QueuePair, poll: Duration) -> Result<Self, WorkerError> {
         let mut manager = EventManager::new()?;
         let id = manager.add_subscriber(PairLoop::new(pair));
         let endpoint = manager.remote_endpoint();
         let thread = std::thread::Builder::new()
             .name(name)
             .spawn(move || {
-                if let Err(error) = run(manager, id) {
+                if let Err(error) = run(manager, id, Spin::new(poll)) {
                     tracing::error!("queue pair worker ends: {error}");
                 }
             })
@@ -194,14 +199,23 @@ impl Side {
 }
 
 /// The thread's whole life.
-fn run(mut manager: EventManager<PairLoop>, id: SubscriberId) -> Result<(), event_manager::Error> {
+fn run(
+    mut manager: EventManager<PairLoop>,
+    id: SubscriberId,
+    mut spin: Spin,
+) -> Result<(), event_manager::Error> {
     loop {
+        manager.subscriber_mut(id)?.spin(&mut spin);
         let wait = if manager.subscriber_mut(id)?.has_work() {
             0
         } else {
             -1
         };
+        let asleep = Instant::now();
         manager.run_with_timeout(wait)?;
+        if wait != 0 {
+            spin.woke_after(asleep.elapsed());
+        }
         let pair_loop = manager.subscriber_mut(id)?;
         if pair_loop.ended {
             return Ok(());
@@ -278,6 +292,18 @@ impl PairLoop {
                 RxEnd::More => {}
             }
         }
+    }
+
+    /// Spins where there is nothing else to do and spinning has paid lately.
+    fn spin(&mut self, spin: &mut Spin) {
+        if self.has_work() || spin.budget().is_zero() || !self.pair.is_running() {
+            return;
+        }
+        if !self.pair.spin(spin.budget()) {
+            spin.in_vain();
+        }
+        self.look_again(); // a burst may have ended early; and kicks are off
+        self.turn();
     }
 
     fn kicked(&mut self, side: Side) {

@@ -94,6 +94,7 @@ impl HostNic {
             socket_path: dir.join(format!("nic{index}.sock")),
             tap,
             queue_pairs: nic.queue_pairs,
+            poll_us: 0,
         };
         let log = dir.join(format!("nic{index}.log"));
         let backend = start_and_wait(&args, &log)?;

@@ -1,9 +1,12 @@
-//! A virtio-net driver in this process: rings and buffers in a memfd, laid out by the `virtio-queue` crate's mock.
+//! A virtio-net driver in this process: rings of both kinds, and buffers, in a memfd.
+//!
+//! The `virtio-queue` crate's mock driver does not serve: it lays the used ring over the avail ring's second half.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{
@@ -11,8 +14,7 @@ use nix::sys::socket::{
 };
 use ringtap::backend::memory::Mem;
 use ringtap::backend::memory::{GuestMemory, Region};
-use virtio_queue::desc::{RawDescriptor, split::Descriptor};
-use virtio_queue::mock::MockSplitQueue;
+use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
 /// Where the front-end pretends to see guest memory: different from the guest-physical address, as in life.
@@ -146,11 +148,7 @@ impl<'m> DriverRing<'m> {
     /// The addresses of the three parts.
     pub fn parts(&self) -> [GuestAddress; 3] {
         match &self.format {
-            Format::Split(ring) => [
-                ring.queue.desc_table_addr(),
-                ring.queue.avail_addr(),
-                ring.queue.used_addr(),
-            ],
+            Format::Split(ring) => [ring.desc, ring.avail_ring, ring.used_ring],
             Format::Packed(ring) => [ring.ring, ring.driver_event, ring.device_event],
         }
     }
@@ -229,8 +227,8 @@ impl<'m> DriverRing<'m> {
     pub fn set_used_event(&self, done: u16) {
         match &self.format {
             Format::Split(ring) => {
-                let addr = ring.queue.avail_addr().0 + 4 + u64::from(self.size) * 2;
-                self.mem.write_obj(done, GuestAddress(addr)).unwrap();
+                let place = at(ring.avail_ring, 4 + u64::from(self.size) * 2);
+                self.mem.write_obj(done, place).unwrap();
             }
             Format::Packed(ring) => {
                 let place = Place::after(done, self.size).encode();
@@ -243,8 +241,8 @@ impl<'m> DriverRing<'m> {
     pub fn avail_event(&self) -> u16 {
         match &self.format {
             Format::Split(ring) => {
-                let addr = ring.queue.used_addr().0 + 4 + u64::from(self.size) * 8;
-                self.mem.read_obj(GuestAddress(addr)).unwrap()
+                let place = at(ring.used_ring, 4 + u64::from(self.size) * 8);
+                self.mem.read_obj(place).unwrap()
             }
             Format::Packed(ring) => {
                 let [place, flags] = read_u16s(self.mem, ring.device_event);
@@ -260,7 +258,7 @@ impl<'m> DriverRing<'m> {
     pub fn want_notifications(&self, wanted: bool) {
         let off = u16::from(!wanted);
         match &self.format {
-            Format::Split(ring) => self.mem.write_obj(off, ring.queue.avail_addr()).unwrap(),
+            Format::Split(ring) => self.mem.write_obj(off, ring.avail_ring).unwrap(),
             Format::Packed(ring) => write_u16s(self.mem, [0, off], ring.driver_event),
         }
     }
@@ -268,7 +266,7 @@ impl<'m> DriverRing<'m> {
     /// Whether the device asks for kicks.
     pub fn kicks_wanted(&self) -> bool {
         match &self.format {
-            Format::Split(ring) => self.mem.read_obj::<u16>(ring.queue.used_addr()).unwrap() == 0,
+            Format::Split(ring) => self.mem.read_obj::<u16>(ring.used_ring).unwrap() == 0,
             Format::Packed(ring) => read_u16s(self.mem, ring.device_event)[1] != 1,
         }
     }
@@ -291,10 +289,13 @@ impl<'m> DriverRing<'m> {
     }
 }
 
-/// The driver's side of a split ring.
+/// The driver's side of a split ring (virtio 1.3 §2.7).
 pub struct SplitDriver<'m> {
-    pub queue: MockSplitQueue<'m, Mem>,
+    mem: &'m Mem,
     size: u16,
+    desc: GuestAddress,
+    avail_ring: GuestAddress,
+    used_ring: GuestAddress,
     free: VecDeque<u16>,
     avail: u16,
     used: u16,
@@ -302,9 +303,17 @@ pub struct SplitDriver<'m> {
 
 impl<'m> SplitDriver<'m> {
     fn new(mem: &'m Mem, base: u64, size: u16) -> Self {
+        let avail_ring = base + u64::from(size) * 16;
+        let used_ring = (avail_ring + 6 + u64::from(size) * 2).next_multiple_of(4);
+        let bytes = (used_ring - base) as usize + 6 + usize::from(size) * 8;
+        mem.write_slice(&vec![0; bytes], GuestAddress(base))
+            .unwrap();
         Self {
-            queue: MockSplitQueue::create(mem, GuestAddress(base), size),
+            mem,
             size,
+            desc: GuestAddress(base),
+            avail_ring: GuestAddress(avail_ring),
+            used_ring: GuestAddress(used_ring),
             free: (0..size).collect(),
             avail: 0,
             used: 0,
@@ -313,8 +322,15 @@ impl<'m> SplitDriver<'m> {
 
     fn start_at(&mut self, done: u16) {
         (self.avail, self.used) = (done, done);
-        self.queue.avail().idx().store(done);
-        self.queue.used().idx().store(done);
+        self.set_avail_index(done);
+        self.mem.write_obj(done, at(self.used_ring, 2)).unwrap();
+    }
+
+    /// Shows the device this avail index, whatever it is.
+    pub fn set_avail_index(&self, index: u16) {
+        self.mem
+            .store(index, at(self.avail_ring, 2), Ordering::Release)
+            .unwrap();
     }
 
     fn add(&mut self, buffers: &[Buffer]) -> u16 {
@@ -333,29 +349,43 @@ impl<'m> SplitDriver<'m> {
     }
 
     pub fn write_descriptor(&self, index: u16, descriptor: Descriptor) {
-        let raw = RawDescriptor::from(descriptor);
-        self.queue.desc_table().store(index, raw).unwrap();
+        let place = at(self.desc, u64::from(index) * 16);
+        self.mem.write_obj(descriptor, place).unwrap();
     }
 
     /// Puts `head` into the avail ring, whatever it is.
     pub fn make_available(&mut self, head: u16) {
-        let slot = usize::from(self.avail % self.size);
-        self.queue.avail().ring().ref_at(slot).unwrap().store(head);
+        let slot = u64::from(self.avail % self.size);
+        self.mem
+            .write_obj(head, at(self.avail_ring, 4 + slot * 2))
+            .unwrap();
         self.avail = self.avail.wrapping_add(1);
-        self.queue.avail().idx().store(self.avail);
+        self.set_avail_index(self.avail);
     }
 
     fn completed(&mut self) -> Vec<(u16, u32)> {
         let mut done = Vec::new();
-        while self.used != self.queue.used().idx().load() {
-            let slot = usize::from(self.used % self.size);
-            let element = self.queue.used().ring().ref_at(slot).unwrap().load();
-            done.push((element.id() as u16, element.len()));
-            self.free.push_back(element.id() as u16);
+        let shown: u16 = self
+            .mem
+            .load(at(self.used_ring, 2), Ordering::Acquire)
+            .unwrap();
+        while self.used != shown {
+            let slot = u64::from(self.used % self.size);
+            let element = [0, 4].map(|offset| {
+                let place = at(self.used_ring, 4 + slot * 8 + offset);
+                self.mem.read_obj::<u32>(place).unwrap()
+            });
+            let [id, len] = element;
+            done.push((id as u16, len));
+            self.free.push_back(id as u16);
             self.used = self.used.wrapping_add(1);
         }
         done
     }
+}
+
+fn at(base: GuestAddress, offset: u64) -> GuestAddress {
+    GuestAddress(base.0 + offset)
 }
 
 /// A place in a packed ring, with the wrap counter there.

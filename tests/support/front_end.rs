@@ -60,10 +60,15 @@ pub struct Served {
 
 impl Served {
     pub fn start() -> Self {
+        Self::start_polling(Duration::ZERO)
+    }
+
+    /// As [`Self::start`], with a worker that spins for `poll` before it sleeps.
+    pub fn start_polling(poll: Duration) -> Self {
         let (tap, host) = tap_pair();
         let pair = QueuePair::new(TapQueue::from_fd(tap).unwrap()).unwrap();
         let (record, settings) = channel();
-        let worker = Worker::spawn("pair0".into(), pair).unwrap();
+        let worker = Worker::spawn("pair0".into(), pair, poll).unwrap();
         let device = Device::new(Box::new(Recorder(record)), vec![worker]);
         let (thread, stream) = serve(device);
         Self {
