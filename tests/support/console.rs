@@ -59,6 +59,15 @@ impl Console {
         }
     }
 
+    /// Goes on where another console of the same guest, migrated since, has ended.
+    pub fn go_on_from(&mut self, other: &mut Self) {
+        while let Ok(bytes) = other.output.try_recv() {
+            other.text.push_str(&String::from_utf8_lossy(&bytes));
+        }
+        self.text.insert_str(0, &other.text);
+        self.commands = other.commands;
+    }
+
     /// Types `line`, waits until the guest has done it, and returns what it printed; it must succeed.
     pub fn run(&mut self, line: &str) -> String {
         let (code, text) = self.attempt(line, netns::BOUND);
