@@ -3,38 +3,17 @@
 
 mod support;
 
-use std::io::Write;
-use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use support::bytes::{noise, sha256};
 use support::console::Console;
 use support::lab::{INTERNET, Lab, WWW};
 use support::netns::{bounded, difference, require, until};
 use support::web::WebServer;
 
 const TRANSFER: Duration = Duration::from_secs(120);
-
-/// Bytes that don't repeat, from a seed.
-fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    (0..len / 8).flat_map(|_| next().to_le_bytes()).collect()
-}
-
-/// As coreutils sees it, which is not what the guest's busybox computes with.
-fn sha256(bytes: &[u8]) -> String {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(bytes).unwrap();
-    let output = bounded(Command::new("sha256sum").arg(file.path()), "");
-    String::from_utf8_lossy(&output.stdout)[..64].to_owned()
-}
 
 /// What iperf3 says it moved: sent and received, in bytes.
 fn iperf_bytes(json: &str) -> [u64; 2] {

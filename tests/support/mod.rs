@@ -1,9 +1,12 @@
 //! What several integration tests share. Each test binary uses a part of it.
 #![allow(dead_code)]
 
+pub mod bridged;
+pub mod bytes;
 pub mod console;
 pub mod driver;
 pub mod front_end;
 pub mod lab;
 pub mod netns;
+pub mod testpmd;
 pub mod web;
