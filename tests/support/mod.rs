@@ -9,4 +9,5 @@ pub mod front_end;
 pub mod lab;
 pub mod netns;
 pub mod testpmd;
+pub mod transfer;
 pub mod web;
