@@ -1,6 +1,6 @@
 //! A virtio-net driver in this process: rings and buffers in a memfd, laid out by the `virtio-queue` crate's mock.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -90,6 +90,8 @@ pub struct DriverRing<'m> {
     pub queue: MockSplitQueue<'m, GuestMemoryMmap>,
     pub size: u16,
     free: VecDeque<u16>,
+    /// The descriptors behind the first of each chain that is out.
+    tails: BTreeMap<u16, Vec<u16>>,
     next_buffer: u64,
     avail: u16,
     used: u16,
@@ -98,13 +100,20 @@ pub struct DriverRing<'m> {
 impl<'m> DriverRing<'m> {
     /// A ring at `base`; its buffers come from the `MEMORY / 4` bytes after it.
     pub fn new(mem: &'m GuestMemoryMmap, base: u64, size: u16) -> Self {
-        let queue = MockSplitQueue::create(mem, GuestAddress(base), size);
+        // The mock gives an avail ring one byte an entry, and so lets the used ring begin amid it, where the second
+        // half of the entries would be written over it. Asked for more than twice the size it leaves room, also for
+        // `used_event`.
+        let queue = MockSplitQueue::create(mem, GuestAddress(base), size * 2 + 2);
+        let avail_end = queue.avail_addr().0 + 6 + u64::from(size) * 2;
+        assert!(avail_end <= queue.used_addr().0);
+        let used_end = queue.used_addr().0 + 6 + u64::from(size) * 8;
         Self {
             mem,
-            next_buffer: queue.end().0.next_multiple_of(4096),
+            next_buffer: used_end.next_multiple_of(4096),
             queue,
             size,
             free: (0..size).collect(),
+            tails: BTreeMap::new(),
             avail: 0,
             used: 0,
         }
@@ -187,6 +196,7 @@ impl<'m> DriverRing<'m> {
                 Descriptor::new(buffer.addr, buffer.len, flags, next.unwrap_or(0)),
             );
         }
+        self.tails.insert(indices[0], indices[1..].to_vec());
         self.make_available(indices[0]);
         indices[0]
     }
@@ -212,8 +222,11 @@ impl<'m> DriverRing<'m> {
         while self.used != self.queue.used().idx().load() {
             let slot = usize::from(self.used % self.size);
             let element = self.queue.used().ring().ref_at(slot).unwrap().load();
-            done.push((element.id() as u16, element.len()));
-            self.free.push_back(element.id() as u16);
+            let head = element.id() as u16;
+            done.push((head, element.len()));
+            self.free.push_back(head);
+            self.free
+                .extend(self.tails.remove(&head).unwrap_or_default());
             self.used = self.used.wrapping_add(1);
         }
         done
