@@ -8,6 +8,7 @@ pub mod driver;
 pub mod front_end;
 pub mod lab;
 pub mod netns;
+pub mod nic;
 pub mod testpmd;
 pub mod transfer;
 pub mod web;
