@@ -7,7 +7,7 @@ mod support;
 use std::os::unix::net::UnixStream;
 
 use support::bridged::Bridged;
-use support::bytes::{broadcast, ethernet, noise};
+use support::bytes::{broadcast, ethernet, ipv4, noise, udp};
 use support::driver::guest_memory;
 use support::front_end::{Served, wait_for};
 use support::nic::*;
@@ -109,34 +109,8 @@ fn vlan(tags: &[u16]) -> Vec<u8> {
     inner
 }
 
-/// The Internet checksum (RFC 1071).
-fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let words = bytes.chunks(2);
-    let words = words.map(|w| u32::from(w[0]) << 8 | u32::from(*w.get(1).unwrap_or(&0)));
-    let sum: u32 = words.sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    (!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes()
-}
-
-/// From 192.0.2.1 to 192.0.2.2.
-fn ipv4(protocol: u8, fragment: u16, payload: &[u8]) -> Vec<u8> {
-    let len = (20 + payload.len() as u16).to_be_bytes();
-    let place = fragment.to_be_bytes();
-    let mut header = vec![0x45, 0, len[0], len[1], 0x12, 0x34, place[0], place[1]];
-    header.extend([64, protocol, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2]);
-    let sum = checksum(&header);
-    header[10..12].copy_from_slice(&sum);
-    ethernet([0x08, 0x00], &[&header, payload].concat())
-}
-
-fn udp(len: usize) -> Vec<u8> {
-    let total = (8 + len as u16).to_be_bytes();
-    let header = [0x30, 0x39, 0, 7, total[0], total[1], 0, 0];
-    [&header[..], &noise(len, 5)].concat()
-}
-
 fn udp_without_checksum() -> Vec<u8> {
-    ipv4(17, 0, &udp(333))
+    ipv4(17, 0, &udp(12345, 333))
 }
 
 fn tcp_with_a_wrong_checksum() -> Vec<u8> {
@@ -168,12 +142,15 @@ fn ipv6_with_extension_headers() -> Vec<u8> {
     let hop_by_hop = [43, 0, 1, 4, 0, 0, 0, 0];
     let routing = [60, 0, 4, 0, 0, 0, 0, 0];
     let options = [17, 0, 1, 4, 0, 0, 0, 0];
-    ipv6(0, &[&hop_by_hop[..], &routing, &options, &udp(64)].concat())
+    ipv6(
+        0,
+        &[&hop_by_hop[..], &routing, &options, &udp(12345, 64)].concat(),
+    )
 }
 
 fn ipv6_fragment() -> Vec<u8> {
     let header = [17, 0, 0, 1, 0, 0, 0, 9];
-    ipv6(44, &[&header[..], &udp(1200)].concat())
+    ipv6(44, &[&header[..], &udp(12345, 1200)].concat())
 }
 
 /// The ways to announce what is left to the receiver (virtio 1.3 §5.1.6): flags, type of GSO, header's length, size of a

@@ -7,7 +7,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use support::bridged::Bridged;
-use support::bytes::broadcast;
+use support::bytes::{broadcast, ipv4, udp};
 use support::front_end::PATIENCE;
 use support::netns::until;
 use support::testpmd::Testpmd;
@@ -116,6 +116,7 @@ fn prove(row: &Row) {
         every_frame_sent_comes_out_of_the_tap(&world, &mut testpmd, lengths);
     }
     every_frame_comes_back_unchanged(&world, &mut testpmd);
+    every_queue_takes_part(&world, &mut testpmd, row.pairs);
     testpmd.quit();
     let log = world.log();
     assert!(log.contains("bad_chains 0 bad_index 0"), "{log}");
@@ -164,4 +165,31 @@ fn every_frame_comes_back_unchanged(world: &Bridged, testpmd: &mut Testpmd) {
     assert_eq!(more(after.received, before.received), (frames, bytes));
     assert_eq!(more(after.sent, before.sent), (frames, bytes));
     assert_eq!(world.delivered(), (frames, bytes));
+}
+
+/// Many flows at once: each frame comes back, whatever queue it took, and no queue was left out.
+fn every_queue_takes_part(world: &Bridged, testpmd: &mut Testpmd, pairs: u64) {
+    testpmd.run("clear port xstats 0");
+    testpmd.run("set fwd io");
+    testpmd.run("start");
+    world.wire.drain();
+    for round in 0..10 {
+        let frame = |flow: u16| ipv4(17, 0, &udp(40_000 + flow, 100 + round));
+        let mut sent: Vec<_> = (0..64).map(frame).collect();
+        sent.iter().for_each(|frame| world.wire.send(frame));
+        let next = |_: &Vec<u8>| world.wire.next("one frame of each flow");
+        let mut back: Vec<_> = sent.iter().map(next).collect();
+        sent.sort();
+        back.sort();
+        assert!(sent == back);
+    }
+    testpmd.run("stop");
+    let stats = testpmd.run("show port xstats 0");
+    for queue in 0..pairs {
+        for direction in ["rx", "tx"] {
+            let idle = format!("{direction}_q{queue}_good_packets: 0\n");
+            let named = stats.contains(&format!("{direction}_q{queue}_good_packets:"));
+            assert!(named && !stats.replace('\r', "").contains(&idle), "{stats}");
+        }
+    }
 }

@@ -41,3 +41,30 @@ pub fn ethernet(ether_type: [u8; 2], payload: &[u8]) -> Vec<u8> {
     frame.extend_from_slice(payload);
     frame
 }
+
+/// The Internet checksum (RFC 1071).
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let words = bytes.chunks(2);
+    let words = words.map(|w| u32::from(w[0]) << 8 | u32::from(*w.get(1).unwrap_or(&0)));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes()
+}
+
+/// A broadcast frame with a packet from 192.0.2.1 to 192.0.2.2.
+pub fn ipv4(protocol: u8, fragment: u16, payload: &[u8]) -> Vec<u8> {
+    let len = (20 + payload.len() as u16).to_be_bytes();
+    let place = fragment.to_be_bytes();
+    let mut header = vec![0x45, 0, len[0], len[1], 0x12, 0x34, place[0], place[1]];
+    header.extend([64, protocol, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2]);
+    let sum = checksum(&header);
+    header[10..12].copy_from_slice(&sum);
+    ethernet([0x08, 0x00], &[&header, payload].concat())
+}
+
+/// A datagram from `port`, without a checksum.
+pub fn udp(port: u16, len: usize) -> Vec<u8> {
+    let ([a, b], total) = (port.to_be_bytes(), (8 + len as u16).to_be_bytes());
+    let header = [a, b, 0, 7, total[0], total[1], 0, 0];
+    [&header[..], &noise(len, u64::from(port))].concat()
+}
