@@ -7,7 +7,7 @@ mod support;
 use std::os::unix::net::UnixStream;
 
 use support::bridged::Bridged;
-use support::bytes::{broadcast, ethernet, ipv4, noise, udp};
+use support::bytes::{broadcast, checksum, ethernet, ipv4, noise, udp};
 use support::driver::guest_memory;
 use support::front_end::{Served, wait_for};
 use support::nic::*;
@@ -151,6 +151,56 @@ fn ipv6_with_extension_headers() -> Vec<u8> {
 fn ipv6_fragment() -> Vec<u8> {
     let header = [17, 0, 0, 1, 0, 0, 0, 9];
     ipv6(44, &[&header[..], &udp(12345, 1200)].concat())
+}
+
+/// A TCP segment of `len` bytes in an IPv4 packet. Its checksum is that of the pseudo-header, as a sender leaves it who
+/// lets others finish it.
+fn tcp_to_be_finished(len: usize) -> Vec<u8> {
+    let mut tcp = vec![
+        0x30, 0x39, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x18, 0xff, 0xff,
+    ];
+    let sum = checksum(&pseudo_header(20 + len));
+    tcp.extend([!sum[0], !sum[1], 0, 0]);
+    tcp.extend(noise(len, len as u64));
+    ipv4(6, 0, &tcp)
+}
+
+/// Of TCP between the addresses that [`ipv4`] uses.
+fn pseudo_header(len: usize) -> Vec<u8> {
+    let len = (len as u16).to_be_bytes();
+    vec![192, 0, 2, 1, 192, 0, 2, 2, 0, 6, len[0], len[1]]
+}
+
+/// The wire's tap takes no large frames, so the host's kernel cuts them as the header says: what comes out is the payload
+/// in segments with right checksums, which shows that it read the header that the NIC sent.
+#[test]
+fn large_frames_from_the_nic_are_cut_as_their_header_says() {
+    const HEADERS: usize = 54;
+    let world = Bridged::new(MTU, &[]);
+    let (memory, file) = guest_memory();
+    for features in formats() {
+        let connect = || UnixStream::connect(world.socket()).ok();
+        let stream = wait_for("a connection", connect);
+        let mut nic = Nic::start(stream, &memory, &file, features | OFFLOADS);
+        for (len, size) in [(1, 1448), (1448, 1448), (20_000, 1000), (65_495, 1448)] {
+            let frame = tcp_to_be_finished(len);
+            let gso = if len > size { 1 } else { 0 };
+            let mut sent = offload(1, gso, [HEADERS as u16, size as u16, 34, 16]);
+            sent.resize(nic.header(), 0);
+            sent.extend(&frame);
+            world.wire.drain();
+            nic.send(&sent, 5000);
+            let mut payload = Vec::new();
+            while payload.len() < len {
+                let segment = world.wire.next("a segment");
+                let (tcp, data) = (&segment[34..], &segment[HEADERS..]);
+                assert_eq!(data.len(), size.min(len - payload.len()));
+                assert_eq!(checksum(&[&pseudo_header(tcp.len()), tcp].concat()), [0; 2]);
+                payload.extend_from_slice(data);
+            }
+            assert!(payload == frame[HEADERS..], "{features:#x}, {len} bytes");
+        }
+    }
 }
 
 /// The ways to announce what is left to the receiver (virtio 1.3 §5.1.6): flags, type of GSO, header's length, size of a

@@ -43,7 +43,7 @@ pub fn ethernet(ether_type: [u8; 2], payload: &[u8]) -> Vec<u8> {
 }
 
 /// The Internet checksum (RFC 1071).
-fn checksum(bytes: &[u8]) -> [u8; 2] {
+pub fn checksum(bytes: &[u8]) -> [u8; 2] {
     let words = bytes.chunks(2);
     let words = words.map(|w| u32::from(w[0]) << 8 | u32::from(*w.get(1).unwrap_or(&0)));
     let sum: u32 = words.sum();
