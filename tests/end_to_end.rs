@@ -3,29 +3,14 @@
 
 mod support;
 
-use std::time::Duration;
-
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use support::bytes::{noise, sha256};
 use support::console::Console;
-use support::lab::{INTERNET, Lab, WWW};
+use support::lab::{INTERNET, Lab, Qemu, WWW};
 use support::netns::{bounded, difference, require, until};
-use support::sha256;
+use support::transfer;
 use support::web::WebServer;
-
-const TRANSFER: Duration = Duration::from_secs(120);
-
-/// Bytes that don't repeat, from a seed.
-fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    (0..len / 8).flat_map(|_| next().to_le_bytes()).collect()
-}
 
 /// What iperf3 says it moved: sent and received, in bytes.
 fn iperf_bytes(json: &str) -> [u64; 2] {
@@ -35,13 +20,24 @@ fn iperf_bytes(json: &str) -> [u64; 2] {
 
 #[test]
 fn a_guest_gets_its_address_resolves_names_and_reaches_the_internet() {
+    address_names_and_internet(Qemu::Own);
+}
+
+#[test]
+fn a_guest_gets_its_address_resolves_names_and_reaches_the_internet_under_qemu_10() {
+    address_names_and_internet(Qemu::Ten);
+}
+
+fn address_names_and_internet(qemu: Qemu) {
     require("iperf3", "iperf3");
-    let mut lab = Lab::new();
+    let mut lab = Lab::with_qemu(qemu);
     lab.configure_guest("");
     lab.serve("iperf3", &["--server"]);
     lab.internet_listens(5201);
     let before = lab.host.snapshot();
     let mut guest = Console::boot(&mut lab.ringtap("run web1"));
+    let version = lab.running_qemu();
+    assert!(qemu == Qemu::Own || version >= 10, "{version}");
 
     let address = guest.run("ip -o -4 address show eth0");
     assert!(address.contains("192.168.100.10/24"), "{address}");
@@ -77,31 +73,35 @@ fn a_guest_gets_its_address_resolves_names_and_reaches_the_internet() {
 
 #[test]
 fn twenty_large_transfers_arrive_unchanged() {
-    let lab = Lab::new();
+    transfers(Qemu::Own, 10);
+}
+
+#[test]
+fn large_transfers_arrive_unchanged_under_qemu_10() {
+    transfers(Qemu::Ten, 3);
+}
+
+fn transfers(qemu: Qemu, rounds: u64) {
+    let lab = Lab::with_qemu(qemu);
     lab.configure_guest("");
     let web = WebServer::start(&lab.internet);
     let mut guest = Console::boot(&mut lab.ringtap("run web1"));
-    for i in 1..=10 {
-        let blob = noise(16 << 20, i);
-        web.put("blob", blob.clone());
-        let get = format!("wget -q -O /tmp/blob http://{WWW}/blob && sha256sum /tmp/blob");
-        let (code, got) = guest.attempt(&get, TRANSFER);
-        assert_eq!(
-            (code, &got[..64]),
-            (0, &sha256(&blob)[..]),
-            "to the guest, {i}"
-        );
-
-        let (code, said) = guest.attempt(&format!("nc {WWW} 7000 < /tmp/blob"), TRANSFER);
-        assert_eq!(code, 0, "{said}");
-        assert!(web.upload() == blob, "from the guest, {i}");
-    }
+    transfer::both_ways(&mut guest, &web, 16 << 20, rounds);
 }
 
 #[test]
 fn a_killed_backend_is_replaced_and_the_same_tcp_connection_goes_on() {
+    backend_killed(Qemu::Own);
+}
+
+#[test]
+fn a_killed_backend_is_replaced_and_the_same_tcp_connection_goes_on_under_qemu_10() {
+    backend_killed(Qemu::Ten);
+}
+
+fn backend_killed(qemu: Qemu) {
     const SIZE: usize = 256 << 20;
-    let lab = Lab::new();
+    let lab = Lab::with_qemu(qemu);
     lab.configure_guest("");
     let web = WebServer::start(&lab.internet);
     let blob = noise(SIZE, 99);
@@ -130,7 +130,7 @@ fn a_killed_backend_is_replaced_and_the_same_tcp_connection_goes_on() {
             now.len() == 1 && now != backends
         });
     }
-    let (code, got) = guest.finish(TRANSFER);
+    let (code, got) = guest.finish(transfer::BOUND);
     assert_eq!((code, &got[..64]), (0, &sum[..]));
     assert_eq!(web.gets(), 1, "the same connection all the way");
     assert!(guest.power_off().success());

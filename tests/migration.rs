@@ -10,10 +10,10 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use support::bytes::sha256;
 use support::console::Console;
 use support::lab::{Lab, WWW, tiny_guest};
 use support::netns::{bounded, until};
-use support::sha256;
 use support::web::WebServer;
 
 const TRANSFER: Duration = Duration::from_secs(120);

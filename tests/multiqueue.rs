@@ -45,7 +45,7 @@ fn a_guest_changes_its_number_of_pairs_under_load() {
     let blob: Vec<u8> = (0..64 << 20)
         .map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
         .collect();
-    let sum = support::sha256(&blob);
+    let sum = support::bytes::sha256(&blob);
     web.put("blob", blob);
     let change = "(while :; do for n in 1 4 2 3; do ethtool -L eth0 combined $n; sleep 0.3; done; done) & c=$!";
     let get = format!("wget -q -O - http://{WWW}/blob | sha256sum");

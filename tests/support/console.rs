@@ -94,6 +94,25 @@ impl Console {
             .expect("the guest's console");
     }
 
+    /// Types `line` into whatever reads there, and does not wait.
+    pub fn type_line(&mut self, line: &str) {
+        let line = format!("{line}\n");
+        self.stdin
+            .write_all(line.as_bytes())
+            .expect("the program's standard input");
+    }
+
+    /// Types `line`; returns what is printed until the next `prompt`.
+    pub fn ask(&mut self, line: &str, prompt: &str, bound: Duration) -> String {
+        let from = self.text.len();
+        let deadline = Instant::now() + bound;
+        self.type_line(line);
+        while !self.text[from..].contains(prompt) {
+            self.read(deadline, prompt);
+        }
+        self.text[from..].to_owned()
+    }
+
     /// Waits for the end of what [`Self::begin`] typed.
     pub fn finish(&mut self, bound: Duration) -> (i32, String) {
         let (begin, end) = (

@@ -297,6 +297,8 @@ pub struct SplitDriver<'m> {
     avail_ring: GuestAddress,
     used_ring: GuestAddress,
     free: VecDeque<u16>,
+    /// The descriptors behind the first of each chain that is out.
+    tails: BTreeMap<u16, Vec<u16>>,
     avail: u16,
     used: u16,
 }
@@ -315,6 +317,7 @@ impl<'m> SplitDriver<'m> {
             avail_ring: GuestAddress(avail_ring),
             used_ring: GuestAddress(used_ring),
             free: (0..size).collect(),
+            tails: BTreeMap::new(),
             avail: 0,
             used: 0,
         }
@@ -345,6 +348,7 @@ impl<'m> SplitDriver<'m> {
             self.write_descriptor(indices[i], descriptor);
         }
         self.make_available(indices[0]);
+        self.tails.insert(indices[0], indices[1..].to_vec());
         indices[0]
     }
 
@@ -378,6 +382,8 @@ impl<'m> SplitDriver<'m> {
             let [id, len] = element;
             done.push((id as u16, len));
             self.free.push_back(id as u16);
+            self.free
+                .extend(self.tails.remove(&(id as u16)).unwrap_or_default());
             self.used = self.used.wrapping_add(1);
         }
         done

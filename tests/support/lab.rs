@@ -10,14 +10,40 @@ use super::netns::{self, Netns, require};
 pub const INTERNET: &str = "198.51.100.1";
 pub const WWW: &str = "www.example.test";
 
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Runs a recipe, which does nothing where its product is there.
+fn make(recipe: &str) {
+    netns::run(Path::new(ROOT).join(recipe).to_str().unwrap(), &[]);
+}
+
 /// The tiny guest's kernel, initramfs and command line, made if need be.
 pub fn tiny_guest() -> [String; 3] {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    netns::run(root.join("guests/tiny/build").to_str().unwrap(), &[]);
-    let made = root.join("target/guests/tiny");
+    make("guests/tiny/build");
+    let made = Path::new(ROOT).join("target/guests/tiny");
     let append = fs::read_to_string(made.join("append")).unwrap();
     let path = |name: &str| made.join(name).to_str().unwrap().to_owned();
     [path("vmlinuz"), path("initrd"), append.trim().to_owned()]
+}
+
+/// The lines of a file that describe a tiny guest, 192.168.100.`host`.
+pub fn tiny(name: &str, host: u8, qemu_args: &[&str]) -> String {
+    let [kernel, initrd, append] = tiny_guest();
+    let qemu_args: Vec<_> = ["-no-reboot"].iter().chain(qemu_args).collect();
+    format!(
+        "[guests.{name}]\ncpus = 1\nmemory = \"256M\"\nkernel = {kernel:?}\ninitrd = {initrd:?}\n\
+         append = {append:?}\nqemu-args = {qemu_args:?}\n\
+         nics = [{{ network = \"default\", ip = \"192.168.100.{host}\" }}]\n"
+    )
+}
+
+/// Which QEMU the guests run in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Qemu {
+    /// The distribution's.
+    Own,
+    /// 10 or newer, made aside where the distribution's is older.
+    Ten,
 }
 
 /// Host and internet, joined by a veth pair, with a web and DNS server behind it. All of it goes with this value.
@@ -26,10 +52,18 @@ pub struct Lab {
     pub internet: Netns,
     pub dir: tempfile::TempDir,
     servers: Vec<Child>,
+    qemu: Qemu,
 }
 
 impl Lab {
     pub fn new() -> Self {
+        Self::with_qemu(Qemu::Own)
+    }
+
+    pub fn with_qemu(qemu: Qemu) -> Self {
+        if qemu == Qemu::Ten {
+            make("guests/qemu10/build");
+        }
         require("dnsmasq", "dnsmasq-base");
         let (host, internet) = (Netns::new("host"), Netns::new("internet"));
         host.join("up0", &internet, "up0");
@@ -56,6 +90,7 @@ impl Lab {
             internet,
             dir,
             servers: Vec::new(),
+            qemu,
         };
         lab.serve(
             "dnsmasq",
@@ -104,12 +139,34 @@ impl Lab {
 
     /// A file with one tiny guest `web1`, 192.168.100.10.
     pub fn configure_guest(&self, more: &str) {
-        let [kernel, initrd, append] = tiny_guest();
-        self.configure(&format!(
-            "[guests.web1]\ncpus = 1\nmemory = \"256M\"\nkernel = {kernel:?}\ninitrd = {initrd:?}\n\
-             append = {append:?}\nqemu-args = [\"-no-reboot\"]\n\
-             nics = [{{ network = \"default\", ip = \"192.168.100.10\" }}]\n{more}"
-        ));
+        let guest = tiny("web1", 10, &[]);
+        self.configure(&format!("{guest}{more}"));
+    }
+
+    /// The major version of the QEMU that runs; there must be one.
+    pub fn running_qemu(&self) -> u32 {
+        let pids = self.pids(&["memory-backend-memfd"]);
+        let mut command = Command::new(format!("/proc/{}/exe", pids[0]));
+        let output = netns::bounded(command.arg("--version"), "");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version = said.split("version ").nth(1).expect(&said);
+        version.split('.').next().unwrap().parse().expect(&said)
+    }
+
+    /// The log of the backend of a guest's first NIC, which `ringtap run` keeps while the guest runs.
+    pub fn backend_log(&self, guest: &str) -> String {
+        let log = self.run_dir().join(format!("guests/{guest}/nic0.log"));
+        fs::read_to_string(log).unwrap()
+    }
+
+    /// Each set of features that a front-end of that NIC accepted.
+    pub fn accepted(&self, guest: &str) -> Vec<u64> {
+        let log = self.backend_log(guest);
+        let lines = log.lines();
+        let words = lines.filter_map(|line| line.split("features 0x").nth(1));
+        words
+            .map(|word| u64::from_str_radix(word.trim(), 16).expect(word))
+            .collect()
     }
 
     /// `ringtap` with `words`, on the host, with the host's resolv.conf, file and run directory.
@@ -123,6 +180,11 @@ impl Lab {
         );
         command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_ringtap")]);
         command.args(words.split_whitespace());
+        if self.qemu == Qemu::Ten {
+            let path = std::env::var("PATH").unwrap_or_default();
+            command.env("PATH", format!("{ROOT}/target/qemu10:{path}"));
+        }
+        command.env("RINGTAP_LOG", "info"); // backends inherit it
         command
             .arg("--config")
             .arg(self.dir.path().join("ringtap.toml"));

@@ -180,6 +180,14 @@ pub fn require(program: &str, package: &str) {
     );
 }
 
+/// Fails the test if a file of `package` is not there.
+pub fn require_file(path: &str, package: &str) {
+    assert!(
+        std::path::Path::new(path).is_file(),
+        "this test needs {path}: install the package {package}"
+    );
+}
+
 /// Runs a program that must succeed.
 pub fn run(program: &str, args: &[&str]) {
     let output = bounded(Command::new(program).args(args), "");

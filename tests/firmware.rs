@@ -1,0 +1,78 @@
+//! Firmware as front-end: drivers that are not Linux's, polled, with few buffers, without a kernel to help. Each boots
+//! from the network through `ringtap run`, and the lease that dnsmasq gave shows that it got through.
+
+mod support;
+
+use std::fs;
+use std::time::Duration;
+
+use support::console::Console;
+use support::lab::Lab;
+use support::netns::{require_file, until};
+
+/// Firmware under emulation takes its time.
+const BOOT: Duration = Duration::from_secs(90);
+
+/// A guest without kernel and disk, and so one that boots from the network.
+fn boot(lab: &Lab, qemu_args: &[&str]) -> Console {
+    lab.configure(&format!(
+        "[guests.pxe]\ncpus = 1\nmemory = \"256M\"\nqemu-args = {qemu_args:?}\n\
+         nics = [{{ network = \"default\", ip = \"192.168.100.77\" }}]\n"
+    ));
+    Console::start(&mut lab.ringtap("run pxe"))
+}
+
+/// The lease of the guest's address, as dnsmasq's file has it.
+fn lease(lab: &Lab) -> String {
+    let file = lab.run_dir().join("networks/default/leases");
+    let has = || fs::read_to_string(&file).unwrap_or_default();
+    until("a lease", || has().contains(" 192.168.100.77 "));
+    has()
+}
+
+#[test]
+fn ipxe_boots_from_the_network() {
+    let lab = Lab::new();
+    // Without graphics SeaBIOS prints what is meant for a screen on the serial port.
+    let mut console = boot(&lab, &["-machine", "graphics=off"]);
+    console.wait_for("iPXE", BOOT);
+    console.wait_for("net0: 192.168.100.77/255.255.255.0 gw 192.168.100.1", BOOT);
+    lease(&lab);
+    println!("iPXE: {:x?}", lab.accepted("pxe"));
+}
+
+/// OVMF takes no offer that names no file to boot, so its shell is what asks for an address. A ping shows both ways.
+#[test]
+fn ovmf_has_an_address_and_pings() {
+    const FIRMWARE: &str = "/usr/share/ovmf/OVMF.fd";
+    const PROMPT: &str = "Shell> ";
+    require_file(FIRMWARE, "ovmf");
+    let lab = Lab::new();
+    // An empty disk to boot from, and so no attempts at the network before the shell.
+    let disk = lab.dir.path().join("empty");
+    fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    let drive = format!("if=none,id=empty,format=raw,file={}", disk.display());
+    let mut console = boot(
+        &lab,
+        &[
+            "-bios",
+            FIRMWARE,
+            "-global",
+            "virtio-net-pci.romfile=", // the driver is OVMF's own
+            "-drive",
+            &drive,
+            "-device",
+            "virtio-blk-pci,drive=empty,bootindex=0",
+        ],
+    );
+    console.wait_for(PROMPT, BOOT);
+    // Only what it boots from has its driver by then.
+    console.ask("connect -r\r", PROMPT, BOOT);
+    console.ask("ifconfig -s eth0 dhcp\r", PROMPT, BOOT);
+    lease(&lab);
+    let said = console.ask("ifconfig -l eth0\r", PROMPT, BOOT);
+    assert!(said.contains("192.168.100.77"), "{said}");
+    let said = console.ask("ping -n 3 192.168.100.1\r", PROMPT, BOOT);
+    assert!(said.contains("3 packets transmitted, 3 received"), "{said}");
+    println!("OVMF: {:x?}", lab.accepted("pxe"));
+}
