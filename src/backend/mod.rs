@@ -16,6 +16,7 @@ pub mod features;
 pub mod memory;
 pub mod message;
 pub mod queue_pair;
+pub mod rate;
 pub mod ring;
 mod serve;
 pub mod session;
