@@ -20,7 +20,9 @@ pub mod rate;
 pub mod ring;
 mod serve;
 pub mod session;
+pub mod socket;
 pub mod spin;
+pub mod stats;
 pub mod vring;
 pub mod worker;
 
