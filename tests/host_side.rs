@@ -177,7 +177,7 @@ const CHAINS: usize = 500;
 /// A driver of every ring, receiveq first.
 struct Guest<'m> {
     rings: Vec<(DriverRing<'m>, Events)>,
-    _front_end: RawFrontEnd,
+    front_end: RawFrontEnd,
 }
 
 impl<'m> Guest<'m> {
@@ -201,10 +201,7 @@ impl<'m> Guest<'m> {
             front_end.state(Req::SET_VRING_ENABLE, index as u32, 1);
         }
         front_end.get_u64(Req::GET_FEATURES); // answered in order, so all of the above is done
-        Self {
-            rings,
-            _front_end: front_end,
-        }
+        Self { rings, front_end }
     }
 
     /// Sends a frame by the transmitq of `pair`.
@@ -353,6 +350,44 @@ fn what_is_no_macvtap_is_named_with_the_command_that_makes_one() {
     let said = world.refusal("--macvtap m0");
     assert!(said.contains("m0 exists and is not a macvtap"), "{said}");
     assert!(!world.socket().exists());
+}
+
+#[test]
+fn a_macvtap_that_another_backend_has_is_busy() {
+    let world = World::new();
+    let _wire = world.far_end("v0");
+    add_macvtap(&world, "bridge", fresh_index());
+    let _first = world.serve("--macvtap m0");
+    let socket = world.path("other.sock");
+    let mut second = world.backend("--macvtap m0");
+    let said = refusal_of(second.arg("--socket-path").arg(socket));
+    assert!(said.contains("tap m0 is busy"), "{said}");
+}
+
+#[test]
+fn a_user_without_rights_to_a_macvtap_is_told_how_to_get_them() {
+    let worlds = [World::new(), World::new()];
+    let index = fresh_index();
+    for (world, says) in worlds.iter().zip([
+        format!("(chown USER /dev/tap{index})"),
+        format!("mknod -m 600 /dev/tap{index} c "), // the first has the node
+    ]) {
+        let _wire = world.far_end("v0");
+        add_macvtap(world, "bridge", index);
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(world.dir.path(), open).unwrap();
+        // The program lies where that user may not look; a copy is readable.
+        let copy = world.path("ringtap");
+        std::fs::copy(RINGTAP, &copy).unwrap();
+        let mut command = world.netns.command("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+        command
+            .arg(&copy)
+            .args(["backend", "--macvtap", "m0", "--socket-path"]);
+        let said = refusal_of(command.arg(world.socket()));
+        assert!(said.contains(&says), "{said}");
+        assert!(said.contains("run as root"), "{said}");
+    }
 }
 
 /// A queue of `name`, as a launcher would open it to pass it on.
@@ -703,6 +738,31 @@ fn two_pairs_share_the_transmit_rate_and_nothing_is_dropped() {
         assert!(sample(&body, "frames", pair, "transmitq") > 0);
     }
     assert_eq!(backend.end(), Some(0));
+}
+
+/// What a driver had made available before it disabled its ring is sent, limit or not, and owed.
+#[test]
+fn a_limit_loses_no_frame_of_a_ring_that_is_disabled() {
+    let world = World::new();
+    let stats = world.path("stats.sock");
+    let options = "--tap t0 --tx-rate 1pps,burst=1p --stats unix:";
+    let _backend = world.serve(&format!("{options}{}", stats.display()));
+    world.ip("link set t0 up");
+    let memory = guest_memory();
+    let mut guest = Guest::start(world.connect(), &memory, 1);
+    let bytes = test_frame(BROADCAST, GUEST_MAC, 100, 1);
+    guest.fill_with(1, |ring| ring.readable(&bytes));
+    let counters = || get(UnixStream::connect(&stats).unwrap()).1;
+    until("the limit", || {
+        sample(&counters(), "throttled", 0, "transmitq") > 0
+    });
+    let sent = sample(&counters(), "frames", 0, "transmitq");
+    assert!(sent < 30, "{sent} with one a second");
+    guest.front_end.state(Req::SET_VRING_ENABLE, 1, 0);
+    guest.front_end.get_u64(Req::GET_FEATURES); // answered in order
+    let body = counters();
+    assert_eq!(sample(&body, "frames", 0, "transmitq"), CHAINS as u64);
+    assert_eq!(sample(&body, "dropped", 0, "transmitq"), 0);
 }
 
 #[test]

@@ -145,6 +145,8 @@ pub struct QueuePair {
     pub rx_pacer: Option<Pacer>,
     /// The limit of the second.
     pub tx_pacer: Option<Pacer>,
+    /// A ring is about to be disabled: its frames do not wait for a limit.
+    draining: bool,
     format: FrameFormat,
     tap: TapQueue,
     bounce: MmapRegion<RegionLog>,
@@ -164,6 +166,7 @@ impl QueuePair {
             tx_counters: Counters::default(),
             rx_pacer: None,
             tx_pacer: None,
+            draining: false,
             format: FrameFormat {
                 header: HeaderLen::Short,
                 mergeable: false,
@@ -206,8 +209,14 @@ impl QueuePair {
         self.tap.set_attached(self.rx.enabled || self.tx.enabled)
     }
 
-    /// At most a tap's or ring's worth, since a guest may go on adding.
+    /// At most a tap's or ring's worth, since a guest may go on adding. What this takes beyond a rate limit is owed.
     fn drain(&mut self, side: Side) {
+        self.draining = true;
+        self.drain_bursts(side);
+        self.draining = false;
+    }
+
+    fn drain_bursts(&mut self, side: Side) {
         for _ in 0..usize::from(MAX_SIZE) / BURST {
             let more = match side {
                 Side::Rx => self.process_rx() == RxEnd::More,
@@ -282,7 +291,8 @@ impl QueuePair {
         let Some(started) = &mut self.tx.started else {
             return TxEnd::RingEmpty;
         };
-        let Some(quota) = quota(&self.tx_pacer, &mut self.tx_counters) else {
+        let pacer = self.tx_pacer.as_ref().filter(|_| !self.draining);
+        let Some(quota) = quota(pacer, &mut self.tx_counters) else {
             return TxEnd::Throttled;
         };
         let Ok(mut ring) = started.open() else {
@@ -322,7 +332,8 @@ impl QueuePair {
         let Some(started) = self.rx.started.as_mut().filter(|_| self.rx.enabled) else {
             return RxEnd::NoBuffers;
         };
-        let Some(quota) = quota(&self.rx_pacer, &mut self.rx_counters) else {
+        let pacer = self.rx_pacer.as_ref().filter(|_| !self.draining);
+        let Some(quota) = quota(pacer, &mut self.rx_counters) else {
             return RxEnd::Throttled;
         };
         let Ok(mut ring) = started.open() else {
@@ -640,7 +651,7 @@ impl Held {
 }
 
 /// How far a burst may go; `None` where its limit is used up.
-fn quota(pacer: &Option<Pacer>, counters: &mut Counters) -> Option<Quota> {
+fn quota(pacer: Option<&Pacer>, counters: &mut Counters) -> Option<Quota> {
     let quota = match pacer {
         Some(pacer) => pacer.quota(counters),
         None => Some(Quota::UNLIMITED),
