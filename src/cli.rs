@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::backend::BackendArgs;
+use crate::backend::BackendCommand;
 use crate::types::Name;
 
 /// VM networking for one small host: a vhost-user-net backend, and a launcher for QEMU guests.
@@ -19,8 +19,8 @@ pub struct Cli {
 /// ringtap's commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve one guest NIC: a vhost-user-net back-end on a tap
-    Backend(BackendArgs),
+    /// Serve one guest NIC: a vhost-user-net back-end on a tap or macvtap
+    Backend(BackendCommand),
     /// Print what `up` would do, as commands, and change nothing
     Plan(ReportArgs),
     /// Bring networks up; a second time changes nothing

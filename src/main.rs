@@ -26,7 +26,7 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<ExitCode, Box<dyn Error>> {
     match command {
-        Command::Backend(args) => backend::serve(&args)?,
+        Command::Backend(command) => backend::run(&command)?,
         Command::Plan(args) => network::plan(&args)?,
         Command::Up(args) => network::up(&args)?,
         Command::Down(args) => network::down(&args)?,

@@ -1,12 +1,14 @@
-//! Taps: make or open one, set its offloads, read and write frames.
+//! Taps and macvtaps: make or open one, set its offloads, read and write frames.
 //!
 //! A tap is a link whose other end is this process. Each open of `/dev/net/tun` that is attached to the link
-//! is one queue: a [`TapQueue`]. Settings of the whole device go through any queue of it: a [`Tap`]. Every
-//! frame carries a virtio-net header before it (`IFF_VNET_HDR`), which is how offloads cross the boundary
+//! is one queue: a [`TapQueue`]. A macvtap sits on another link, and each open of its own `/dev/tapN` is a queue.
+//! Settings go through every queue: a tap has them once for the device, a macvtap the header's length for each of
+//! its queues. Every frame carries a virtio-net header before it (`IFF_VNET_HDR`), which is how offloads cross the boundary
 //! untouched: the kernel and the guest's driver agree on that header's layout.
 //!
-//! May touch: `/dev/net/tun`, tun ioctls, an abstract socket that claims a tap, `/sys/class/net/*/tun_flags` to explain a refusal. This file is a
-//! home of unsafe code: ioctls, and vectored I/O on memory that a guest may change meanwhile.
+//! May touch: `/dev/net/tun`, `/dev/tapN`, tun ioctls, an abstract socket that claims a tap, `/sys/class/net` to find
+//! a macvtap's device and to explain a refusal. This file is a home of unsafe code: ioctls, inherited descriptors,
+//! and vectored I/O on memory that a guest may change meanwhile.
 
 #![allow(unsafe_code)]
 
@@ -15,8 +17,9 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 use vm_memory::VolatileSlice;
@@ -33,6 +36,10 @@ const TUN_DEVICE: &str = "/dev/net/tun";
 /// queues that can be attached and detached.
 const NEEDED_FLAGS: libc::c_int =
     libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+
+/// What is needed of queues that somebody else attached: as many as are passed are there, so they can't lack
+/// `IFF_MULTI_QUEUE`.
+const INHERITED_FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
 /// Why a tap can't be had; each names the tap, what is in the way and the remedy.
 #[derive(Debug, Error)]
@@ -69,6 +76,73 @@ pub enum TapError {
         /// ` multi_queue` where it has that, since deleting needs the same flag.
         mq: &'static str,
     },
+    /// There is no link of the name given for a macvtap.
+    #[error(
+        "no link {0}: make the macvtap (ip link add link LINK name {0} type macvtap mode bridge; \
+         ip link set {0} up), or name another"
+    )]
+    NoMacvtap(IfName),
+    /// The link exists and is no macvtap.
+    #[error(
+        "link {0} exists and is not a macvtap: name another, or make one \
+         (ip link add link {0} name NAME type macvtap mode bridge; ip link set NAME up)"
+    )]
+    NotAMacvtap(IfName),
+    /// The macvtap's character device may not be opened.
+    #[error(
+        "not permitted to use macvtap {name}: run as root, or give its device to this user \
+         (chown USER {node})"
+    )]
+    MacvtapNotPermitted {
+        /// The macvtap.
+        name: IfName,
+        /// Its device.
+        node: PathBuf,
+    },
+    /// The macvtap has no device in `/dev`, and this process may not make one.
+    #[error(
+        "macvtap {name} has no {node}: run as root, or make it \
+         (rm -f {node}; mknod -m 600 {node} c {major} {minor}; chown USER {node})"
+    )]
+    NoNode {
+        /// The macvtap.
+        name: IfName,
+        /// Where its device should be.
+        node: PathBuf,
+        /// The device's numbers.
+        major: u32,
+        /// The second one.
+        minor: u32,
+        /// Why it can't be made.
+        #[source]
+        cause: io::Error,
+    },
+    /// An inherited descriptor is no queue of a tap.
+    #[error(
+        "inherited descriptor {number} of --tap-fd is not an attached queue: pass one that did TUNSETIFF, or an open \
+         of a macvtap's /dev/tapN"
+    )]
+    NotAQueue {
+        /// Which one, counted from 0.
+        number: usize,
+        /// The kernel's answer.
+        #[source]
+        cause: io::Error,
+    },
+    /// An inherited queue was attached with other flags than are needed.
+    #[error(
+        "the inherited queue of {name} has {has}, and ringtap needs mode tap and vnet_hdr, and no pi: attach it with \
+         IFF_TAP, IFF_NO_PI and IFF_VNET_HDR"
+    )]
+    WrongQueue {
+        /// The link.
+        name: IfName,
+        /// The flags it has, as iproute2 calls them.
+        has: String,
+    },
+    /// Inherited queues are of two links.
+    #[error("inherited queues belong to {0} and {1}: pass queues of one tap")]
+    TwoTaps(IfName, IfName),
     /// The kernel refused a step.
     #[error("tap {name}: {step}")]
     Kernel {
@@ -142,13 +216,15 @@ pub trait TapSettings: Send {
     }
 }
 
-/// A tap that this process is attached to.
+/// A tap or macvtap that this process is attached to.
 #[derive(Debug)]
 pub struct Tap {
     name: IfName,
-    control: File,
+    /// One a queue, for settings.
+    controls: Vec<File>,
     /// Tells other backends that the tap is taken, also while all its queues are detached and so not to be seen.
-    _claim: UnixDatagram,
+    /// None for inherited queues, which are their giver's to share out.
+    _claim: Option<UnixDatagram>,
 }
 
 impl Tap {
@@ -163,18 +239,88 @@ impl Tap {
         let queues = (0..pairs.get())
             .map(|_| attach(name).map(TapQueue::attached))
             .collect::<Result<Vec<_>, _>>()?;
-        let control = queues[0]
-            .fd
-            .try_clone()
-            .map(File::from)
-            .map_err(|cause| kernel(name, "duplicate a queue", cause))?;
-        let tap = Self {
-            name: name.clone(),
-            control,
-            _claim: claim,
-        };
+        let tap = Self::of_queues(name.clone(), &queues, Some(claim))?;
         tap.check_alone(pairs)?;
         Ok((tap, queues))
+    }
+
+    /// Opens a queue a pair of the macvtap `name`, which must exist, in whatever mode. Its device in `/dev` may be missing,
+    /// or be that of another namespace's link of the same index: then it is opened through a node of this
+    /// process's own, which is gone when this returns.
+    ///
+    /// # Errors
+    /// See [`TapError`].
+    pub fn open_macvtap(
+        name: &IfName,
+        pairs: QueuePairs,
+    ) -> Result<(Self, Vec<TapQueue>), TapError> {
+        let node = MacvtapNode::find(name)?;
+        let claim = claim(name)?;
+        let queues = (0..pairs.get())
+            .map(|_| node.open(name).map(TapQueue::attached))
+            .collect::<Result<Vec<_>, _>>()?;
+        let tap = Self::of_queues(name.clone(), &queues, Some(claim))?;
+        Ok((tap, queues))
+    }
+
+    /// Takes queues of one tap or macvtap that somebody else opened and attached, one a pair; see [`inherit`].
+    ///
+    /// # Errors
+    /// See [`TapError`].
+    pub fn from_fds(fds: Vec<OwnedFd>) -> Result<(Self, Vec<TapQueue>), TapError> {
+        let mut link: Option<IfName> = None;
+        let count = fds.len();
+        let mut queues = Vec::with_capacity(count);
+        for (number, fd) in fds.into_iter().enumerate() {
+            let (name, flags) =
+                queue_of(&fd).map_err(|cause| TapError::NotAQueue { number, cause })?;
+            if flags & INHERITED_FLAGS != INHERITED_FLAGS {
+                let has = flag_names(flags);
+                return Err(TapError::WrongQueue { name, has });
+            }
+            let mut queue = TapQueue::from_fd(fd)
+                .map_err(|cause| kernel(&name, "make a queue non-blocking", cause))?;
+            // The one queue of a tap without multi_queue can't be detached, and need not be; a macvtap's can
+            // whatever its flags say.
+            let detachable = count > 1 || flags & libc::IFF_MULTI_QUEUE != 0;
+            queue.attached = detachable.then_some(flags & libc::IFF_DETACH_QUEUE == 0);
+            queues.push(queue);
+            match &link {
+                Some(first) if *first != name => {
+                    return Err(TapError::TwoTaps(first.clone(), name));
+                }
+                _ => link = Some(name),
+            }
+        }
+        let name = link.ok_or_else(|| TapError::NotAQueue {
+            number: 0,
+            cause: io::ErrorKind::NotFound.into(),
+        })?;
+        let tap = Self::of_queues(name, &queues, None)?;
+        Ok((tap, queues))
+    }
+
+    /// The link's name.
+    pub fn name(&self) -> &IfName {
+        &self.name
+    }
+
+    /// The settings of `name`, whose queues are `queues`.
+    fn of_queues(
+        name: IfName,
+        queues: &[TapQueue],
+        claim: Option<UnixDatagram>,
+    ) -> Result<Self, TapError> {
+        let controls = queues
+            .iter()
+            .map(|queue| queue.fd.try_clone().map(File::from))
+            .collect::<Result<_, _>>()
+            .map_err(|cause| kernel(&name, "duplicate a queue", cause))?;
+        Ok(Self {
+            name,
+            controls,
+            _claim: claim,
+        })
     }
 
     /// Makes a tap that stays until it is deleted, with the flags ringtap needs and no queue attached.
@@ -206,28 +352,20 @@ impl Tap {
 
 impl TapSettings for Tap {
     fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
-        // SAFETY: TUNSETOFFLOAD takes its argument by value; control is an attached tun queue.
-        check(unsafe {
-            libc::ioctl(
-                self.control.as_raw_fd(),
-                libc::TUNSETOFFLOAD,
-                libc::c_ulong::from(offloads.0),
-            )
+        let bits = libc::c_ulong::from(offloads.0);
+        self.controls.iter().try_for_each(|queue| {
+            // SAFETY: TUNSETOFFLOAD takes its argument by value; the file is an attached queue.
+            check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETOFFLOAD, bits) }).map(drop)
         })
-        .map(drop)
     }
 
     fn set_header_len(&self, len: HeaderLen) -> io::Result<()> {
         let bytes = len.bytes() as libc::c_int;
-        // SAFETY: TUNSETVNETHDRSZ reads one int through the pointer, which lives over the call.
-        check(unsafe {
-            libc::ioctl(
-                self.control.as_raw_fd(),
-                libc::TUNSETVNETHDRSZ,
-                &raw const bytes,
-            )
+        self.controls.iter().try_for_each(|queue| {
+            let fd = queue.as_raw_fd();
+            // SAFETY: TUNSETVNETHDRSZ reads one int through the pointer, which lives over the call.
+            check(unsafe { libc::ioctl(fd, libc::TUNSETVNETHDRSZ, &raw const bytes) }).map(drop)
         })
-        .map(drop)
     }
 }
 
@@ -389,23 +527,162 @@ fn check_flags(name: &IfName) -> Result<(), TapError> {
     }
     let is_tap = flags & libc::IFF_TAP != 0;
     let multi_queue = flags & libc::IFF_MULTI_QUEUE != 0;
+    Err(TapError::WrongFlags {
+        name: name.clone(),
+        has: flag_names(flags),
+        mode: if is_tap { "tap" } else { "tun" },
+        mq: if multi_queue { " multi_queue" } else { "" },
+    })
+}
+
+/// `flags` as iproute2 calls them.
+fn flag_names(flags: libc::c_int) -> String {
+    let has = |flag| flags & flag != 0;
+    let mode = if has(libc::IFF_TAP) {
+        "mode tap"
+    } else {
+        "mode tun"
+    };
     let named = [
-        (true, if is_tap { "mode tap" } else { "mode tun" }),
-        (multi_queue, "multi_queue"),
-        (flags & libc::IFF_VNET_HDR != 0, "vnet_hdr"),
-        (flags & libc::IFF_NO_PI == 0, "pi"),
+        (true, mode),
+        (has(libc::IFF_MULTI_QUEUE), "multi_queue"),
+        (has(libc::IFF_VNET_HDR), "vnet_hdr"),
+        (!has(libc::IFF_NO_PI), "pi"),
     ];
-    let has: Vec<_> = named
+    let names: Vec<_> = named
         .iter()
         .filter(|(on, _)| *on)
         .map(|(_, name)| *name)
         .collect();
-    Err(TapError::WrongFlags {
-        name: name.clone(),
-        has: has.join(" "),
-        mode: if is_tap { "tap" } else { "tun" },
-        mq: if multi_queue { " multi_queue" } else { "" },
-    })
+    names.join(" ")
+}
+
+/// Takes descriptor `fd` over from whoever started this process: the result is a copy that children of this process
+/// don't inherit. The number itself stays open until the process ends, but no longer for its children.
+///
+/// To be called before this process opens anything, since a number tells nothing of where it comes from.
+///
+/// # Errors
+/// `EBADF` where nothing was inherited under this number; `InvalidInput` for the standard streams.
+pub fn inherit(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd <= libc::STDERR_FILENO {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let above = libc::STDERR_FILENO + 1;
+    // SAFETY: F_DUPFD_CLOEXEC takes plain numbers, and changes nothing where `fd` is not open.
+    let copy = check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, above) })?;
+    // SAFETY: `copy` was just returned by the kernel and nobody else owns it.
+    let copy = unsafe { OwnedFd::from_raw_fd(copy) };
+    // SAFETY: F_SETFD takes plain numbers, and has no effect within this process.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    Ok(copy)
+}
+
+/// The link that `queue` is attached to, and its flags (TUNGETIFF).
+fn queue_of(queue: &OwnedFd) -> io::Result<(IfName, libc::c_int)> {
+    // SAFETY: an ifreq is plain C data, for which all zeroes is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: TUNGETIFF writes one ifreq through the pointer, which lives over the call; no other driver takes this
+    // number for something that is larger.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+    let name: Vec<u8> = request
+        .ifr_name
+        .iter()
+        .map(|byte| *byte as u8)
+        .take_while(|byte| *byte != 0)
+        .collect();
+    let name = String::from_utf8_lossy(&name)
+        .parse()
+        .map_err(io::Error::other)?;
+    // SAFETY: the kernel has written this field, and any bits are a value of it.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Ok((name, libc::c_int::from(flags)))
+}
+
+/// A macvtap's character device.
+struct MacvtapNode {
+    path: PathBuf,
+    /// Made by this process, and to be removed.
+    private: bool,
+}
+
+impl MacvtapNode {
+    /// The device of `name`. `/dev` is one for all namespaces, so a node there is told by its numbers.
+    fn find(name: &IfName) -> Result<Self, TapError> {
+        let link = Path::new("/sys/class/net").join(name.as_str());
+        let index = std::fs::read_to_string(link.join("ifindex"))
+            .map_err(|_| TapError::NoMacvtap(name.clone()))?;
+        let tap = format!("tap{}", index.trim());
+        let (major, minor) = std::fs::read_to_string(link.join(&tap).join("dev"))
+            .ok()
+            .and_then(|text| device_numbers(&text))
+            .ok_or_else(|| TapError::NotAMacvtap(name.clone()))?;
+        let device = rustix::fs::makedev(major, minor);
+        let path = Path::new("/dev").join(&tap);
+        if std::fs::metadata(&path).is_ok_and(|node| node.rdev() == device) {
+            return Ok(Self {
+                path,
+                private: false,
+            });
+        }
+        let private = Path::new("/dev").join(format!(".ringtap-{}-{tap}", std::process::id()));
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &private,
+            rustix::fs::FileType::CharacterDevice,
+            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+            device,
+        )
+        .map_err(|cause| TapError::NoNode {
+            name: name.clone(),
+            node: path,
+            major,
+            minor,
+            cause: cause.into(),
+        })?;
+        Ok(Self {
+            path: private,
+            private: true,
+        })
+    }
+
+    /// Opens one more queue of the macvtap `name`.
+    fn open(&self, name: &IfName) -> Result<File, TapError> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&self.path)
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES) => TapError::MacvtapNotPermitted {
+                    name: name.clone(),
+                    node: self.path.clone(),
+                },
+                Some(libc::EBUSY | libc::E2BIG) => TapError::Busy(name.clone()),
+                _ => kernel(name, "open its character device", error),
+            })?;
+        let mut request = ifreq(name); // the name has no effect: the device knows its link
+        request.ifr_ifru.ifru_flags = NEEDED_FLAGS as libc::c_short;
+        // SAFETY: TUNSETIFF reads one ifreq through the pointer, which lives over the call.
+        check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
+            .map_err(|cause| kernel(name, "set a queue's flags", cause))?;
+        Ok(file)
+    }
+}
+
+impl Drop for MacvtapNode {
+    fn drop(&mut self) {
+        if self.private {
+            // Best effort: the node works for nobody without rights to it.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// `MAJOR:MINOR` as sysfs writes it.
+fn device_numbers(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.trim().split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// Claims the tap among backends: an abstract socket's name belongs to one process of a network namespace, as a

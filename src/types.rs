@@ -226,6 +226,54 @@ impl fmt::Display for QueuePairs {
     }
 }
 
+/// How many descriptors a ring may have: a power of two, 64 to 1024.
+///
+/// 1024 is QEMU's limit, and as many buffers as the kernel takes in one read or write; a driver that accepts
+/// less than 64 has no room for a burst. A split ring's size must be a power of two (virtio 1.3 §2.7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueueSize(u16);
+
+impl QueueSize {
+    /// The largest.
+    pub const MAX: Self = Self(1024);
+
+    /// The count.
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl TryFrom<u16> for QueueSize {
+    type Error = InvalidValue;
+
+    fn try_from(count: u16) -> Result<Self, InvalidValue> {
+        if (64..=1024).contains(&count) && count.is_power_of_two() {
+            Ok(Self(count))
+        } else {
+            Err(InvalidValue::new(count.to_string(), QUEUE_SIZE))
+        }
+    }
+}
+
+impl FromStr for QueueSize {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        text.parse::<u16>()
+            .ok()
+            .and_then(|count| Self::try_from(count).ok())
+            .ok_or_else(|| InvalidValue::new(text, QUEUE_SIZE))
+    }
+}
+
+impl fmt::Display for QueueSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+const QUEUE_SIZE: &str = "a queue size: a power of two, 64 to 1024";
+
 /// The largest IP packet a link carries, in bytes, 1280 to 65521.
 ///
 /// Below 1280 a link can't carry IPv6; above 65521 a frame with its headers does not fit a tap.
@@ -378,6 +426,14 @@ mod tests {
         assert_eq!(Mtu::try_from(1500).unwrap().get(), 1500);
         for bad in [0, 1279, 65522, 65536 + 1500] {
             assert!(Mtu::try_from(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn queue_sizes_are_powers_of_two() {
+        assert_eq!("256".parse::<QueueSize>().unwrap().get(), 256);
+        for bad in ["32", "96", "2048", "0", "65536"] {
+            assert!(bad.parse::<QueueSize>().is_err(), "{bad}");
         }
     }
 

@@ -32,6 +32,8 @@ pub struct Counters {
     pub frames: u64,
     /// Bytes of those, without virtio-net headers.
     pub bytes: u64,
+    /// Those among the frames that are to be segmented by whoever comes next (GSO).
+    pub gso_frames: u64,
     /// Frames dropped since the tap did not take them, or the receiveq could not hold them.
     pub dropped: u64,
     /// Frames dropped since they were larger than the MTU.
@@ -46,6 +48,12 @@ pub struct Counters {
     pub kicks: u64,
     /// Notifications sent to the driver.
     pub calls: u64,
+    /// Times that the worker looked for more instead of going to sleep.
+    pub spins: u64,
+    /// Reads and writes of the tap, successful or not.
+    pub syscalls: u64,
+    /// Times that the rate limit ended a burst, or did not let one begin.
+    pub throttled: u64,
 }
 
 impl Counters {
@@ -59,9 +67,11 @@ impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "frames {} bytes {} dropped {} over_mtu {} disabled {} bad_chains {} bad_index {} kicks {} calls {}",
+            "frames {} bytes {} gso {} dropped {} over_mtu {} disabled {} bad_chains {} bad_index {} kicks {} \
+             calls {} spins {} syscalls {} throttled {}",
             self.frames,
             self.bytes,
+            self.gso_frames,
             self.dropped,
             self.over_mtu,
             self.disabled,
@@ -69,6 +79,9 @@ impl fmt::Display for Counters {
             self.bad_index,
             self.kicks,
             self.calls,
+            self.spins,
+            self.syscalls,
+            self.throttled,
         )
     }
 }

@@ -1,14 +1,15 @@
-//! The dataplane: one vhost-user-net device on one tap.
+//! The dataplane: one vhost-user-net device on one tap or macvtap.
 //!
 //! # Theory of operation
-//! [`serve()`] opens the tap, starts a worker a queue pair, and listens on the socket. Its own event-manager loop
-//! waits for three things: a front-end that connects, a message from the one that is connected, and a signal to
-//! end. A front-end that goes away leaves its rings stopped; the next is served from the start. Frames never come
-//! this way: they are the workers' (`worker`, `queue_pair`, `ring`, `chain`).
+//! [`serve()`] opens the tap, starts a worker a queue pair, and then listens for front-ends, or connects to one. Its own
+//! event-manager loop waits for a front-end, a message from the one that is connected, somebody who asks for
+//! counters (`stats`), and a signal to end. A front-end that goes away leaves its rings stopped; the next is
+//! served from the start. Frames never come this way: they are the workers' (`worker`, `queue_pair`, `ring`, `chain`).
 //!
 //! Knows virtqueues and taps and nothing else: no netlink, no nftables, no QEMU.
 
 pub mod args;
+pub mod capabilities;
 pub mod chain;
 pub mod counters;
 pub mod dirty_log;
@@ -16,12 +17,15 @@ pub mod features;
 pub mod memory;
 pub mod message;
 pub mod queue_pair;
+pub mod rate;
 pub mod ring;
 mod serve;
 pub mod session;
+pub mod socket;
 pub mod spin;
+pub mod stats;
 pub mod vring;
 pub mod worker;
 
-pub use args::BackendArgs;
-pub use serve::{BackendError, serve};
+pub use args::{BackendArgs, BackendCommand, Endpoint, HostLink};
+pub use serve::{BackendError, run, serve};

@@ -29,6 +29,7 @@ use super::chain::{BadChain, Direction};
 use super::counters::Counters;
 use super::dirty_log::RegionLog;
 use super::memory::Slice;
+use super::rate::{Pacer, Quota};
 use super::ring::{Chain, MAX_SIZE, Ring};
 use super::vring::Vring;
 use crate::tap::{HeaderLen, TapQueue};
@@ -68,6 +69,8 @@ pub enum TxEnd {
     RingEmpty,
     /// The tap has no room for now.
     TapFull,
+    /// The rate limit is used up; the pacer's timer can tell when to go on.
+    Throttled,
     /// There may be more to do at once.
     More,
 }
@@ -79,6 +82,8 @@ pub enum RxEnd {
     TapEmpty,
     /// The ring has too few buffers for the next frame, and a kick will tell of more.
     NoBuffers,
+    /// The rate limit is used up; the pacer's timer can tell when to go on.
+    Throttled,
     /// There may be more to do at once.
     More,
 }
@@ -136,6 +141,12 @@ pub struct QueuePair {
     pub rx_counters: Counters,
     /// What became of frames from the guest.
     pub tx_counters: Counters,
+    /// The limit of the first; none where `None`.
+    pub rx_pacer: Option<Pacer>,
+    /// The limit of the second.
+    pub tx_pacer: Option<Pacer>,
+    /// A ring is about to be disabled: its frames do not wait for a limit.
+    draining: bool,
     format: FrameFormat,
     tap: TapQueue,
     bounce: MmapRegion<RegionLog>,
@@ -153,6 +164,9 @@ impl QueuePair {
             tx: Vring::default(),
             rx_counters: Counters::default(),
             tx_counters: Counters::default(),
+            rx_pacer: None,
+            tx_pacer: None,
+            draining: false,
             format: FrameFormat {
                 header: HeaderLen::Short,
                 mergeable: false,
@@ -195,8 +209,14 @@ impl QueuePair {
         self.tap.set_attached(self.rx.enabled || self.tx.enabled)
     }
 
-    /// At most a tap's or ring's worth, since a guest may go on adding.
+    /// At most a tap's or ring's worth, since a guest may go on adding. What this takes beyond a rate limit is owed.
     fn drain(&mut self, side: Side) {
+        self.draining = true;
+        self.drain_bursts(side);
+        self.draining = false;
+    }
+
+    fn drain_bursts(&mut self, side: Side) {
         for _ in 0..usize::from(MAX_SIZE) / BURST {
             let more = match side {
                 Side::Rx => self.process_rx() == RxEnd::More,
@@ -271,14 +291,20 @@ impl QueuePair {
         let Some(started) = &mut self.tx.started else {
             return TxEnd::RingEmpty;
         };
+        let pacer = self.tx_pacer.as_ref().filter(|_| !self.draining);
+        let Some(quota) = quota(pacer, &mut self.tx_counters) else {
+            return TxEnd::Throttled;
+        };
         let Ok(mut ring) = started.open() else {
             self.tx_counters.bad_index += 1;
             return TxEnd::RingEmpty;
         };
+        let before = self.tx_counters;
         let transmit = Transmit {
             tap: self.tx.enabled.then_some(&self.tap),
             format: self.format,
             counters: &mut self.tx_counters,
+            quota,
         };
         let mut end = transmit.burst(&mut ring);
         let notify = ring.publish();
@@ -288,6 +314,7 @@ impl QueuePair {
         if notify && self.tx.notify() {
             self.tx_counters.calls += 1;
         }
+        bill(&self.tx_pacer, &before, &self.tx_counters);
         end
     }
 
@@ -305,16 +332,22 @@ impl QueuePair {
         let Some(started) = self.rx.started.as_mut().filter(|_| self.rx.enabled) else {
             return RxEnd::NoBuffers;
         };
+        let pacer = self.rx_pacer.as_ref().filter(|_| !self.draining);
+        let Some(quota) = quota(pacer, &mut self.rx_counters) else {
+            return RxEnd::Throttled;
+        };
         let Ok(mut ring) = started.open() else {
             self.rx_counters.bad_index += 1;
             return RxEnd::NoBuffers;
         };
+        let before = self.rx_counters;
         let receive = Receive {
             tap: &self.tap,
             format: self.format,
             bounce: whole(&self.bounce),
             held: &mut self.held,
             counters: &mut self.rx_counters,
+            quota,
             rooms: Rooms::default(),
         };
         let mut end = receive.burst(&mut ring);
@@ -325,6 +358,7 @@ impl QueuePair {
         if notify && self.rx.notify() {
             self.rx_counters.calls += 1;
         }
+        bill(&self.rx_pacer, &before, &self.rx_counters);
         end
     }
 }
@@ -335,6 +369,7 @@ struct Transmit<'m> {
     tap: Option<&'m TapQueue>,
     format: FrameFormat,
     counters: &'m mut Counters,
+    quota: Quota,
 }
 
 impl<'m> Transmit<'m> {
@@ -342,6 +377,10 @@ impl<'m> Transmit<'m> {
         ring.disable_kicks();
         let mut buffers = Vec::with_capacity(BURST);
         for _ in 0..BURST {
+            if self.quota.reached(self.counters) {
+                self.counters.throttled += 1;
+                return TxEnd::Throttled;
+            }
             buffers.clear();
             let Some((chain, bytes)) = ring.next(Direction::Readable, &mut buffers) else {
                 return TxEnd::RingEmpty;
@@ -377,9 +416,11 @@ impl<'m> Transmit<'m> {
             self.counters.over_mtu += 1;
             return Ok(());
         }
+        self.counters.syscalls += 1;
         match tap.writev(buffers) {
             Ok(_) => {
                 self.counters.frames += 1;
+                self.counters.gso_frames += u64::from(is_gso(buffers));
                 self.counters.bytes += bytes as u64;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(TapFull),
@@ -399,6 +440,7 @@ struct Receive<'m> {
     bounce: Slice<'m>,
     held: &'m mut Held,
     counters: &'m mut Counters,
+    quota: Quota,
     rooms: Rooms<'m>,
 }
 
@@ -430,6 +472,10 @@ impl<'m> Receive<'m> {
     fn burst(mut self, ring: &mut Ring<'m>) -> RxEnd {
         ring.disable_kicks();
         for _ in 0..BURST {
+            if self.quota.reached(self.counters) {
+                self.counters.throttled += 1;
+                return RxEnd::Throttled;
+            }
             let next = if self.held.bytes > 0 {
                 self.deliver_held(ring)
             } else {
@@ -451,6 +497,7 @@ impl<'m> Receive<'m> {
             Err(Shortage::Bad) => return Ok(()),
         }
         self.rooms.buffers.push(self.bounce);
+        self.counters.syscalls += 1;
         let read = self.tap.readv(&self.rooms.buffers);
         self.rooms.buffers.pop();
         let Ok(bytes) = read else {
@@ -561,6 +608,7 @@ impl<'m> Receive<'m> {
     /// which sets it also where buffers can't be merged (virtio 1.3 §5.1.6.4.1).
     fn finish(&mut self, ring: &mut Ring<'m>, bytes: usize) {
         let header = self.format.header;
+        self.counters.gso_frames += u64::from(is_gso(&self.rooms.buffers));
         if header == HeaderLen::Long {
             let count = self.rooms.chains.len() as u16;
             write_at(&self.rooms.buffers, NUM_BUFFERS, &count.to_le_bytes());
@@ -600,6 +648,27 @@ impl Held {
         let bytes = std::mem::take(&mut self.bytes);
         part(whole(&self.store), 0, bytes)
     }
+}
+
+/// How far a burst may go; `None` where its limit is used up.
+fn quota(pacer: Option<&Pacer>, counters: &mut Counters) -> Option<Quota> {
+    let quota = match pacer {
+        Some(pacer) => pacer.quota(counters),
+        None => Some(Quota::UNLIMITED),
+    };
+    counters.throttled += u64::from(quota.is_none());
+    quota
+}
+
+fn bill(pacer: &Option<Pacer>, before: &Counters, after: &Counters) {
+    if let Some(pacer) = pacer {
+        pacer.bill(before, after);
+    }
+}
+
+/// Whether the frame in `buffers`, header first, is yet to be segmented.
+fn is_gso(buffers: &[Slice<'_>]) -> bool {
+    read_at(buffers, GSO_TYPE) != [0]
 }
 
 /// The pair's own memory for one frame with its header: reached like guest memory, so that both go into one

@@ -1,24 +1,36 @@
-//! The process around a device: its socket, its signals, one front-end at a time.
+//! The process around a device: where it meets its front-ends, its signals, one front-end at a time.
 
-use std::io;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io::{self, Write};
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use thiserror::Error;
+use vmm_sys_util::timerfd::TimerFd;
 
-use super::args::BackendArgs;
+use super::args::{BackendArgs, BackendCommand, Endpoint, HostLink};
+use super::capabilities::capabilities;
 use super::message::Connection;
 use super::queue_pair::QueuePair;
-use super::session::Device;
+use super::rate::{Limiter, Pacer, RateLimit};
+use super::session::{Device, SessionError};
+use super::socket::{Socket, SocketError};
+use super::stats::{StatsError, StatsServer, render};
 use super::worker::{Worker, WorkerError};
 use crate::signals::EndRequests;
-use crate::tap::{Tap, TapError};
+use crate::tap::{self, Tap, TapError, TapQueue};
 
-const LISTENER: u32 = 0;
+const DOOR: u32 = 0;
 const FRONT_END: u32 = 1;
 const SIGNALS: u32 = 2;
+const STATS: u32 = 3;
+
+/// How long a client waits before it looks again for a front-end that listens.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Why a backend can't serve, or can't go on.
 #[derive(Debug, Error)]
@@ -26,22 +38,33 @@ pub enum BackendError {
     /// No tap, no backend.
     #[error(transparent)]
     Tap(#[from] TapError),
-    /// Another process listens on the socket.
-    #[error(
-        "socket {0} is in use: another process listens there; stop that one, or name another path"
-    )]
-    SocketInUse(PathBuf),
-    /// The socket can't be made.
-    #[error("socket {path}: {step}")]
-    Socket {
-        /// The socket's path.
-        path: PathBuf,
-        /// What was being done.
-        step: &'static str,
+    /// The socket can't be listened on.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// A descriptor that should have been inherited was not.
+    #[error("descriptor {fd} was not inherited: whoever starts this process must pass it on open")]
+    NotInherited {
+        /// Its number.
+        fd: RawFd,
         /// The kernel's answer.
         #[source]
         cause: io::Error,
     },
+    /// The descriptor of `--fd` is no connection.
+    #[error("descriptor {fd} of --fd is not a connected unix stream socket")]
+    NotConnected {
+        /// Its number.
+        fd: RawFd,
+        /// The kernel's answer.
+        #[source]
+        cause: io::Error,
+    },
+    /// The one front-end of an inherited connection can't be served.
+    #[error("the front-end was disconnected")]
+    Session(#[from] SessionError),
+    /// Counters can't be served.
+    #[error(transparent)]
+    Stats(#[from] StatsError),
     /// A worker can't be started or has ended.
     #[error(transparent)]
     Worker(#[from] WorkerError),
@@ -53,61 +76,265 @@ pub enum BackendError {
     SetUp(#[from] io::Error),
 }
 
-/// Serves one device until SIGTERM, SIGINT or SIGHUP, one front-end after another.
+/// Does what `ringtap backend` was asked to.
 ///
-/// Says `READY=1` to a service manager (`NOTIFY_SOCKET`, sd_notify(3)) once front-ends can connect.
+/// # Errors
+/// See [`BackendError`].
+pub fn run(command: &BackendCommand) -> Result<(), BackendError> {
+    match command {
+        BackendCommand::PrintCapabilities => Ok(writeln!(io::stdout(), "{}", capabilities())?),
+        BackendCommand::Serve(args) => serve(args),
+    }
+}
+
+/// Serves one device until SIGTERM, SIGINT or SIGHUP, one front-end after another; on an inherited connection until its
+/// front-end leaves.
+///
+/// Says `READY=1` to a service manager (`NOTIFY_SOCKET`, sd_notify(3)) once front-ends can connect, or, as a client, once
+/// it looks for one.
 ///
 /// # Errors
 /// See [`BackendError`]. The socket is removed in any case.
 pub fn serve(args: &BackendArgs) -> Result<(), BackendError> {
+    let inherited = Inherited::take(args)?; // before anything else gets a descriptor's number
     let signals = EndRequests::catch()?;
-    let (tap, queues) = Tap::open(&args.tap, args.queue_pairs)?;
-    let poll = Duration::from_micros(args.poll_us.into());
-    let mut workers = Vec::with_capacity(queues.len());
-    for (index, mut queue) in queues.into_iter().enumerate() {
-        queue.set_attached(false)?; // until a front-end enables the pair
-        workers.push(Worker::spawn(
-            format!("pair{index}"),
-            QueuePair::new(queue)?,
-            poll,
-        )?);
-    }
-    let device = Device::new(Box::new(tap), workers);
-    let socket = Socket::listen(&args.socket_path)?;
+    let (tap, queues) = match &args.link {
+        HostLink::Tap(name) => Tap::open(name, args.queue_pairs)?,
+        HostLink::Macvtap(name) => Tap::open_macvtap(name, args.queue_pairs)?,
+        HostLink::TapFds(_) => Tap::from_fds(inherited.queues)?,
+    };
+    let name = tap.name().to_string();
+    let device = Device::new(Box::new(tap), start_workers(queues, args)?);
+    let stats = args.stats.as_ref().map(StatsServer::listen).transpose()?;
+    let door = Door::open(&args.endpoint)?;
+    let front_end = inherited.front_end.map(Connection::new).transpose()?;
     notify_ready();
-    tracing::info!("serving {} on {}", args.tap, args.socket_path.display());
+    tracing::info!("serving {} on {}", args.link, args.endpoint);
 
     let mut manager = EventManager::new()?;
     let id = manager.add_subscriber(Server {
         device,
-        socket,
+        name,
+        door,
         signals,
-        front_end: None,
+        stats,
+        front_end,
         end: None,
     });
     loop {
-        manager.run()?;
         if let Some(end) = manager.subscriber_mut(id)?.end.take() {
             return end;
         }
+        manager.run()?;
     }
+}
+
+/// A worker a queue; all share the limits.
+fn start_workers(queues: Vec<TapQueue>, args: &BackendArgs) -> Result<Vec<Worker>, BackendError> {
+    let limiter = |limit: Option<RateLimit>| limit.map(Limiter::new).map(Arc::new);
+    let (rx, tx) = (limiter(args.rx_rate), limiter(args.tx_rate));
+    let pacer = |limiter: &Option<Arc<Limiter>>| limiter.clone().map(Pacer::new).transpose();
+    let poll = Duration::from_micros(args.poll_us.into());
+    let mut workers = Vec::with_capacity(queues.len());
+    for (index, mut queue) in queues.into_iter().enumerate() {
+        queue.set_attached(false)?; // until a front-end enables the pair
+        let mut pair = QueuePair::new(queue)?;
+        pair.rx_pacer = pacer(&rx)?;
+        pair.tx_pacer = pacer(&tx)?;
+        workers.push(Worker::spawn(format!("pair{index}"), pair, poll)?);
+    }
+    Ok(workers)
+}
+
+/// What the process that started this one passed on.
+struct Inherited {
+    front_end: Option<UnixStream>,
+    queues: Vec<OwnedFd>,
+}
+
+impl Inherited {
+    fn take(args: &BackendArgs) -> Result<Self, BackendError> {
+        let inherit =
+            |fd| tap::inherit(fd).map_err(|cause| BackendError::NotInherited { fd, cause });
+        let front_end = match args.endpoint {
+            Endpoint::Inherited(fd) => Some(connection(fd, inherit(fd)?)?),
+            Endpoint::Listen(_) | Endpoint::Connect(_) => None,
+        };
+        let fds = match &args.link {
+            HostLink::TapFds(fds) => &fds[..],
+            HostLink::Tap(_) | HostLink::Macvtap(_) => &[],
+        };
+        let queues = fds.iter().copied().map(inherit).collect::<Result<_, _>>()?;
+        Ok(Self { front_end, queues })
+    }
+}
+
+/// `socket`, inherited as `fd`, if it is what a front-end speaks through.
+fn connection(fd: RawFd, socket: OwnedFd) -> Result<UnixStream, BackendError> {
+    let not_connected = |cause| BackendError::NotConnected { fd, cause };
+    let kind =
+        rustix::net::sockopt::socket_type(&socket).map_err(|errno| not_connected(errno.into()))?;
+    let stream = UnixStream::from(socket);
+    stream.peer_addr().map_err(not_connected)?; // fails too where it is of another family
+    if kind == SocketType::STREAM {
+        Ok(stream)
+    } else {
+        Err(not_connected(io::ErrorKind::InvalidInput.into()))
+    }
+}
+
+/// Where front-ends come from.
+enum Door {
+    Listener(Socket),
+    Dialer(Dialer),
+    /// There is one front-end, from the start.
+    Shut,
+}
+
+impl Door {
+    fn open(endpoint: &Endpoint) -> Result<Self, BackendError> {
+        Ok(match endpoint {
+            Endpoint::Listen(path) => Self::Listener(Socket::listen(path)?),
+            Endpoint::Connect(path) => Self::Dialer(Dialer::new(path)?),
+            Endpoint::Inherited(_) => Self::Shut,
+        })
+    }
+
+    /// Begins to wait for the next front-end.
+    fn watch(&self, ops: &mut EventOps) -> Result<(), BackendError> {
+        let events = match self {
+            Self::Listener(socket) => Events::with_data(socket, DOOR, EventSet::IN),
+            Self::Dialer(dialer) => Events::with_data(&dialer.timer, DOOR, EventSet::IN),
+            Self::Shut => return Ok(()),
+        };
+        Ok(ops.add(events)?)
+    }
+
+    fn unwatch(&self, ops: &mut EventOps) -> Result<(), BackendError> {
+        let events = match self {
+            Self::Listener(socket) => Events::empty(socket),
+            Self::Dialer(dialer) => Events::empty(&dialer.timer),
+            Self::Shut => return Ok(()),
+        };
+        Ok(ops.remove(events)?)
+    }
+
+    /// The front-end that is there, if any.
+    fn next(&mut self) -> io::Result<Option<UnixStream>> {
+        match self {
+            Self::Listener(socket) => match socket.accept() {
+                Ok(stream) => Ok(Some(stream)),
+                Err(error) => match error.kind() {
+                    // Whoever was there has left again.
+                    io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted => Ok(None),
+                    _ => Err(error),
+                },
+            },
+            Self::Dialer(dialer) => dialer.dial(),
+            Self::Shut => Ok(None),
+        }
+    }
+
+    /// After a front-end has gone.
+    fn reopen(&mut self) -> io::Result<()> {
+        match self {
+            Self::Dialer(dialer) => dialer.redial(),
+            Self::Listener(_) | Self::Shut => Ok(()),
+        }
+    }
+}
+
+/// Connects to a front-end that listens, when its timer says so.
+struct Dialer {
+    path: PathBuf,
+    timer: TimerFd,
+    /// It was said that nobody listens, and need not be said again.
+    complained: bool,
+}
+
+impl Dialer {
+    /// Dials at once.
+    fn new(path: &Path) -> io::Result<Self> {
+        let mut timer = TimerFd::new()?;
+        timer.reset(Duration::from_nanos(1), None)?;
+        Ok(Self {
+            path: path.to_owned(),
+            timer,
+            complained: false,
+        })
+    }
+
+    /// Sets the timer for the next attempt.
+    fn redial(&mut self) -> io::Result<()> {
+        Ok(self.timer.reset(RETRY, None)?)
+    }
+
+    /// Connects; `None` where nobody listens, and then the timer runs.
+    fn dial(&mut self) -> io::Result<Option<UnixStream>> {
+        match connect(&self.path) {
+            Ok(stream) => {
+                self.complained = false;
+                self.timer.clear()?;
+                Ok(Some(stream))
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.complained, true) {
+                    let path = self.path.display();
+                    tracing::info!("no front-end on {path} yet, trying on: {error}");
+                }
+                self.redial()?;
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Connects to `path` without ever waiting, not even for a listener whose backlog is full.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
 }
 
 /// The main loop's subscriber.
 struct Server {
     device: Device,
-    socket: Socket,
+    /// The link that frames go through, for the counters' label.
+    name: String,
+    door: Door,
     signals: EndRequests,
+    stats: Option<StatsServer>,
     front_end: Option<Connection>,
     /// Set when the process is to end.
     end: Option<Result<(), BackendError>>,
 }
 
 impl Server {
+    fn watch_all(&mut self, ops: &mut EventOps) -> Result<(), BackendError> {
+        ops.add(Events::with_data(&self.signals, SIGNALS, EventSet::IN))?;
+        if let Some(stats) = &self.stats {
+            ops.add(Events::with_data(stats, STATS, EventSet::IN))?;
+        }
+        match &self.front_end {
+            Some(connection) => {
+                Ok(ops.add(Events::with_data(connection, FRONT_END, EventSet::IN))?)
+            }
+            None => self.door.watch(ops),
+        }
+    }
+
     /// One front-end at a time: the next waits in the listener's backlog.
-    fn accept(&mut self, ops: &mut EventOps) -> Result<(), BackendError> {
-        let connection = self.socket.accept()?;
-        ops.remove(Events::empty(&self.socket.listener))?;
+    fn meet(&mut self, ops: &mut EventOps) -> Result<(), BackendError> {
+        let Some(stream) = self.door.next()? else {
+            return Ok(());
+        };
+        let connection = Connection::new(stream)?;
+        self.door.unwatch(ops)?;
         ops.add(Events::with_data(&connection, FRONT_END, EventSet::IN))?;
         self.front_end = Some(connection);
         tracing::info!("front-end connected");
@@ -118,41 +345,47 @@ impl Server {
         let Some(connection) = &self.front_end else {
             return Ok(());
         };
-        match self.device.serve_message(connection) {
+        let left = match self.device.serve_message(connection) {
             Ok(true) => return Ok(()),
-            Ok(false) => tracing::info!("front-end left"),
+            Ok(false) => Ok(()),
+            Err(error) => Err(error),
+        };
+        match &left {
+            Ok(()) => tracing::info!("front-end left"),
             Err(error) => tracing::warn!("front-end disconnected: {error}"),
         }
         self.device.reset()?;
         self.device.log_counters()?;
         ops.remove(Events::empty(connection))?;
         self.front_end = None;
-        ops.add(Events::with_data(
-            &self.socket.listener,
-            LISTENER,
-            EventSet::IN,
-        ))?;
-        Ok(())
+        if matches!(self.door, Door::Shut) {
+            self.end = Some(left.map_err(BackendError::from));
+            return Ok(());
+        }
+        self.door.reopen()?;
+        self.door.watch(ops)
+    }
+
+    fn serve_stats(&self) -> Result<(), BackendError> {
+        let Some(stats) = &self.stats else {
+            return Ok(());
+        };
+        stats.serve(|| Ok(render(&self.name, &self.device.counters()?)))
     }
 }
 
 impl MutEventSubscriber for Server {
     fn init(&mut self, ops: &mut EventOps) {
-        let watched = [
-            Events::with_data(&self.socket.listener, LISTENER, EventSet::IN),
-            Events::with_data(&self.signals, SIGNALS, EventSet::IN),
-        ];
-        for events in watched {
-            if let Err(error) = ops.add(events) {
-                self.end = Some(Err(error.into()));
-            }
+        if let Err(error) = self.watch_all(ops) {
+            self.end = Some(Err(error));
         }
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         let done = match events.data() {
-            LISTENER => self.accept(ops),
+            DOOR => self.meet(ops),
             FRONT_END => self.serve_message(ops),
+            STATS => self.serve_stats(),
             _ => {
                 self.end = Some(self.device.log_counters().map_err(BackendError::from));
                 return;
@@ -161,47 +394,6 @@ impl MutEventSubscriber for Server {
         if let Err(error) = done {
             self.end = Some(Err(error));
         }
-    }
-}
-
-/// A listening socket whose file goes away with it.
-struct Socket {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
-impl Socket {
-    /// Listens on `path`. A socket that a dead process left there is replaced.
-    fn listen(path: &Path) -> Result<Self, BackendError> {
-        let failed = |step, cause| BackendError::Socket {
-            path: path.to_owned(),
-            step,
-            cause,
-        };
-        match UnixStream::connect(path) {
-            Ok(_) => return Err(BackendError::SocketInUse(path.to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path).map_err(|cause| failed("remove a dead one", cause))?;
-            }
-            Err(_) => {} // nothing there, or something that bind() will name
-        }
-        let listener = UnixListener::bind(path).map_err(|cause| failed("listen", cause))?;
-        Ok(Self {
-            listener,
-            path: path.to_owned(),
-        })
-    }
-
-    fn accept(&self) -> io::Result<Connection> {
-        let (stream, _) = self.listener.accept()?;
-        Connection::new(stream)
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        // Best effort: a dead socket is replaced at the next start anyway.
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 

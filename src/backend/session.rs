@@ -23,6 +23,7 @@ use vhost::vhost_user::message::{
 };
 use vm_memory::ByteValued;
 
+use super::counters::Counters;
 use super::dirty_log::DirtyLog;
 use super::features::{Features, offered_protocol_features};
 use super::memory::{GuestMemory, MemoryError, Region};
@@ -198,6 +199,14 @@ impl Device {
         self.features = Features::default();
         self.status = 0;
         Ok(())
+    }
+
+    /// What every pair has counted: receiveq, transmitq.
+    ///
+    /// # Errors
+    /// Where a worker is gone.
+    pub fn counters(&self) -> Result<Vec<[Counters; 2]>, WorkerError> {
+        self.workers.iter().map(Worker::counters).collect()
     }
 
     /// Logs what every pair has counted.

@@ -28,6 +28,7 @@ use thiserror::Error;
 
 use super::counters::Counters;
 use super::queue_pair::{FrameFormat, QueuePair, RxEnd, Side, TxEnd};
+use super::rate::Pacer;
 use super::spin::Spin;
 use super::vring::{Notifier, Started};
 
@@ -35,6 +36,8 @@ use super::vring::{Notifier, Started};
 const TAP: u32 = 0;
 const RX_KICK: u32 = 1;
 const TX_KICK: u32 = 2;
+const RX_TIMER: u32 = 3;
+const TX_TIMER: u32 = 4;
 
 /// Why a worker can't do what was asked of it.
 #[derive(Debug, Error)]
@@ -236,6 +239,9 @@ struct PairLoop {
     tx_chains: bool,
     /// The tap may take frames.
     tap_writable: bool,
+    /// The rate limit's timer runs: no reception, no transmission until it tells.
+    rx_throttled: bool,
+    tx_throttled: bool,
     ended: bool,
 }
 
@@ -247,6 +253,8 @@ impl PairLoop {
             rx_room: false,
             tx_chains: false,
             tap_writable: true,
+            rx_throttled: false,
+            tx_throttled: false,
             ended: false,
         }
     }
@@ -269,11 +277,11 @@ impl PairLoop {
     }
 
     fn can_transmit(&self) -> bool {
-        self.tap_writable && (self.tx_chains || self.pair.tx.is_polled())
+        !self.tx_throttled && self.tap_writable && (self.tx_chains || self.pair.tx.is_polled())
     }
 
     fn can_receive(&self) -> bool {
-        self.tap_readable && (self.rx_room || self.pair.rx.is_polled())
+        !self.rx_throttled && self.tap_readable && (self.rx_room || self.pair.rx.is_polled())
     }
 
     /// A burst in either direction, where there may be work.
@@ -282,6 +290,7 @@ impl PairLoop {
             match self.pair.process_tx() {
                 TxEnd::RingEmpty => self.tx_chains = false,
                 TxEnd::TapFull => self.tap_writable = false,
+                TxEnd::Throttled => self.tx_throttled = wait(&mut self.pair.tx_pacer),
                 TxEnd::More => {}
             }
         }
@@ -289,6 +298,7 @@ impl PairLoop {
             match self.pair.process_rx() {
                 RxEnd::TapEmpty => self.tap_readable = false,
                 RxEnd::NoBuffers => self.rx_room = false,
+                RxEnd::Throttled => self.rx_throttled = wait(&mut self.pair.rx_pacer),
                 RxEnd::More => {}
             }
         }
@@ -296,9 +306,12 @@ impl PairLoop {
 
     /// Spins where there is nothing else to do and spinning has paid lately.
     fn spin(&mut self, spin: &mut Spin) {
-        if self.has_work() || spin.budget().is_zero() || !self.pair.is_running() {
+        let throttled = self.rx_throttled || self.tx_throttled; // there is work, but not now
+        if self.has_work() || throttled || spin.budget().is_zero() || !self.pair.is_running() {
             return;
         }
+        self.pair.rx_counters.spins += 1;
+        self.pair.tx_counters.spins += 1;
         if !self.pair.spin(spin.budget()) {
             spin.in_vain();
         }
@@ -329,12 +342,36 @@ impl PairLoop {
     }
 }
 
+/// Whether `pacer`'s timer will tell when to go on. Without a timer the limit is polled: it is kept, if at a price.
+fn wait(pacer: &mut Option<Pacer>) -> bool {
+    pacer
+        .as_mut()
+        .is_some_and(|pacer| pacer.wait().unwrap_or(false))
+}
+
+fn clear(pacer: &mut Option<Pacer>) {
+    if let Some(pacer) = pacer {
+        pacer.clear();
+    }
+}
+
 impl MutEventSubscriber for PairLoop {
     fn init(&mut self, ops: &mut EventOps) {
         let watched = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
         if let Err(error) = ops.add(Events::with_data(self.pair.tap(), TAP, watched)) {
             let fd = self.pair.tap().as_raw_fd();
             tracing::error!("tap queue {fd} can't be waited for: {error}");
+        }
+        let pacers = [
+            (&self.pair.rx_pacer, RX_TIMER),
+            (&self.pair.tx_pacer, TX_TIMER),
+        ];
+        for (pacer, token) in pacers {
+            let Some(pacer) = pacer else { continue };
+            let events = Events::with_data(pacer.timer(), token, EventSet::IN);
+            if let Err(error) = ops.add(events) {
+                tracing::error!("a rate limit's timer can't be waited for: {error}");
+            }
         }
     }
 
@@ -343,6 +380,14 @@ impl MutEventSubscriber for PairLoop {
             TAP => {
                 self.tap_readable |= events.event_set().contains(EventSet::IN);
                 self.tap_writable |= events.event_set().contains(EventSet::OUT);
+            }
+            RX_TIMER => {
+                self.rx_throttled = false;
+                clear(&mut self.pair.rx_pacer);
+            }
+            TX_TIMER => {
+                self.tx_throttled = false;
+                clear(&mut self.pair.tx_pacer);
             }
             RX_KICK => self.kicked(Side::Rx),
             TX_KICK => self.kicked(Side::Tx),

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::process::{Process, background, last_line};
 use super::qemu::Wiring;
-use crate::backend::BackendArgs;
+use crate::backend::{BackendArgs, Endpoint, HostLink};
 use crate::config::{Guest, Network};
 use crate::network;
 use crate::network::apply::netlink::NetlinkError;
@@ -70,7 +70,7 @@ pub struct HostNic {
     args: BackendArgs,
     log: PathBuf,
     wiring: Wiring,
-    _port: Port,
+    port: Port,
 }
 
 impl HostNic {
@@ -90,16 +90,15 @@ impl HostNic {
         Tap::make_persistent(&tap)?;
         let port = Port(tap.clone());
         network::port::attach(&tap, &network.bridge(), network.mtu)?;
+        let socket = dir.join(format!("nic{index}.sock"));
         let args = BackendArgs {
-            socket_path: dir.join(format!("nic{index}.sock")),
-            tap,
             queue_pairs: nic.queue_pairs,
-            poll_us: 0,
+            ..BackendArgs::new(Endpoint::Listen(socket.clone()), HostLink::Tap(tap.clone()))
         };
         let log = dir.join(format!("nic{index}.log"));
-        let backend = start_and_wait(&args, &log)?;
+        let backend = start_and_wait(&args, &tap, &log)?;
         let wiring = Wiring {
-            socket: args.socket_path.clone(),
+            socket,
             mac: nic.mac,
             queue_pairs: nic.queue_pairs,
             mtu: network.mtu,
@@ -109,7 +108,7 @@ impl HostNic {
             args,
             log,
             wiring,
-            _port: port,
+            port,
         })
     }
 
@@ -125,7 +124,7 @@ impl HostNic {
 
     /// The tap, for messages.
     pub fn tap(&self) -> &IfName {
-        &self.args.tap
+        &self.port.0
     }
 
     /// What the backend said last.
@@ -144,8 +143,8 @@ impl HostNic {
 }
 
 /// Starts a backend and waits for its word that it is ready (sd_notify(3)).
-fn start_and_wait(args: &BackendArgs, log: &Path) -> Result<Process, NicError> {
-    let path = args.socket_path.with_extension("ready");
+fn start_and_wait(args: &BackendArgs, tap: &IfName, log: &Path) -> Result<Process, NicError> {
+    let path = log.with_extension("ready");
     let run_dir = |cause| NicError::RunDir {
         path: path.clone(),
         cause,
@@ -157,7 +156,7 @@ fn start_and_wait(args: &BackendArgs, log: &Path) -> Result<Process, NicError> {
     std::fs::remove_file(&path).map_err(run_dir)?;
     if !ready {
         return Err(NicError::NotReady {
-            tap: args.tap.clone(),
+            tap: tap.clone(),
             said: last_line(&log.to_owned()),
         });
     }
