@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringtap::backend::features::Features;
+use ringtap::backend::session::Limits;
 use ringtap::tap::{HeaderLen, Offloads};
+use ringtap::types::Mtu;
 use support::driver::*;
 use support::front_end::*;
 use vhost::vhost_user::message::{FrontendReq as Req, VhostUserProtocolFeatures};
@@ -573,7 +575,7 @@ fn while_a_migration_runs_every_page_that_is_written_is_marked() {
 #[test]
 fn a_worker_that_polls_neither_misses_work_nor_spins_for_ever() {
     let (memory, file) = guest_memory();
-    let mut served = Served::start_polling(Duration::from_micros(200));
+    let mut served = Served::start_with(Duration::from_micros(200), Limits::default());
     let front_end = served.raw();
     let mut driver = Driver::new(&memory);
     qemu_connects(&front_end);
@@ -582,4 +584,46 @@ fn a_worker_that_polls_neither_misses_work_nor_spins_for_ever() {
         driver.exchange(&served.host, round as u8);
         std::thread::sleep(Duration::from_micros(round * 20)); // work comes in and after spins alike
     }
+}
+
+#[test]
+fn what_the_backend_was_started_with_limits_rings_and_packets() {
+    let (memory, file) = guest_memory();
+    let limits = Limits {
+        queue_size: "512".parse().unwrap(),
+        mtu: Some(Mtu::try_from(1400).unwrap()),
+    };
+    let mut served = Served::start_with(Duration::ZERO, limits);
+    let front_end = served.raw();
+    let mut driver = Driver::new(&memory);
+    qemu_connects(&front_end);
+    assert_ne!(
+        front_end.acknowledged(Req::SET_VRING_NUM, &pair(0, 1024), &[]),
+        0
+    );
+    assert_eq!(
+        front_end.acknowledged(Req::SET_VRING_NUM, &pair(0, 512), &[]),
+        0
+    );
+    qemu_starts(&front_end, &file, &driver, [0, 0]);
+    let mut send = |len| {
+        let bytes = frame(len, len as u8);
+        let buffer = driver.tx.readable(&bytes);
+        driver.tx.add(&[buffer]);
+        driver.tx_events.kick();
+        wait_for("its chain", || driver.tx.completed().pop());
+        served.host.receive() == Some(bytes)
+    };
+    assert!(send(1414));
+    assert!(!send(1415));
+    assert_eq!(
+        front_end.acknowledged(Req::NET_SET_MTU, &1500u64.to_ne_bytes(), &[]),
+        0
+    );
+    assert!(send(1514));
+    assert_ne!(
+        front_end.acknowledged(Req::NET_SET_MTU, &67u64.to_ne_bytes(), &[]),
+        0
+    );
+    assert!(!send(1515), "as it was");
 }

@@ -17,7 +17,7 @@ use super::capabilities::capabilities;
 use super::message::Connection;
 use super::queue_pair::QueuePair;
 use super::rate::{Limiter, Pacer, RateLimit};
-use super::session::{Device, SessionError};
+use super::session::{Device, Limits, SessionError};
 use super::socket::{Socket, SocketError};
 use super::stats::{StatsError, StatsServer, render};
 use super::worker::{Worker, WorkerError};
@@ -104,7 +104,11 @@ pub fn serve(args: &BackendArgs) -> Result<(), BackendError> {
         HostLink::TapFds(_) => Tap::from_fds(inherited.queues)?,
     };
     let name = tap.name().to_string();
-    let device = Device::new(Box::new(tap), start_workers(queues, args)?);
+    let limits = Limits {
+        queue_size: args.queue_size,
+        mtu: args.mtu,
+    };
+    let device = Device::new(Box::new(tap), start_workers(queues, args)?, limits);
     let stats = args.stats.as_ref().map(StatsServer::listen).transpose()?;
     let door = Door::open(&args.endpoint)?;
     let front_end = inherited.front_end.map(Connection::new).transpose()?;

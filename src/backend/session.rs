@@ -33,6 +33,7 @@ use super::ring::{RingError, RingLayout, RingPosition};
 use super::vring::{Notifier, Started};
 use super::worker::{Worker, WorkerError};
 use crate::tap::TapSettings;
+use crate::types::{Mtu, QueueSize};
 
 /// How many memory regions are taken: each costs two descriptors of a process's usual 1024.
 const MAX_MEM_SLOTS: usize = 256;
@@ -104,8 +105,27 @@ struct RingSettings {
     kick: Option<Option<Notifier>>,
 }
 
+/// What the person who started the backend allows.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The largest ring.
+    pub queue_size: QueueSize,
+    /// The largest packet, unless a front-end names another.
+    pub mtu: Option<Mtu>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            queue_size: QueueSize::MAX,
+            mtu: None,
+        }
+    }
+}
+
 /// A vhost-user-net device.
 pub struct Device {
+    limits: Limits,
     tap: Box<dyn TapSettings>,
     workers: Vec<Worker>,
     rings: Vec<RingSettings>,
@@ -120,14 +140,16 @@ pub struct Device {
     log: Option<Arc<DirtyLog>>,
     /// Virtio's device status, which the back-end keeps and does not act on.
     status: u64,
+    /// What NET_SET_MTU named.
     mtu: Option<u16>,
 }
 
 impl Device {
     /// A device with a worker a queue pair; `tap` is what they all read and write.
-    pub fn new(tap: Box<dyn TapSettings>, workers: Vec<Worker>) -> Self {
+    pub fn new(tap: Box<dyn TapSettings>, workers: Vec<Worker>, limits: Limits) -> Self {
         let rings = workers.len() * 2;
         Self {
+            limits,
             offered: Features::offered(tap.has_uso()),
             tap,
             workers,
@@ -185,6 +207,7 @@ impl Device {
         self.regions.clear();
         self.memory = None;
         self.log = None;
+        self.mtu = None;
         Ok(())
     }
 
@@ -259,7 +282,10 @@ impl Device {
             Request::SendRarp(mac) => self.workers[0].announce(mac)?,
             Request::NetSetMtu(mtu) => self.set_mtu(mtu)?,
             Request::SetVringNum(ring, size) => {
-                let size = u16::try_from(size).map_err(|_| RequestError::Range(size))?;
+                let size = u16::try_from(size)
+                    .ok()
+                    .filter(|size| *size <= self.limits.queue_size.get())
+                    .ok_or(RequestError::Range(size))?;
                 self.settings(ring)?.size = Some(size);
                 self.start_if_complete(ring)?;
             }
@@ -315,7 +341,7 @@ impl Device {
         let format = FrameFormat {
             header: self.features.header_len(),
             mergeable: self.features.mergeable_buffers(),
-            mtu: self.mtu,
+            mtu: self.mtu.or(self.limits.mtu.map(Mtu::get)),
         };
         for worker in &self.workers {
             worker.set_format(format)?;

@@ -12,7 +12,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use ringtap::backend::message::Connection;
 use ringtap::backend::queue_pair::QueuePair;
-use ringtap::backend::session::Device;
+use ringtap::backend::session::{Device, Limits};
 use ringtap::backend::worker::Worker;
 use ringtap::tap::{HeaderLen, Offloads, TapQueue, TapSettings};
 use vhost::vhost_user::message::FrontendReq;
@@ -60,16 +60,16 @@ pub struct Served {
 
 impl Served {
     pub fn start() -> Self {
-        Self::start_polling(Duration::ZERO)
+        Self::start_with(Duration::ZERO, Limits::default())
     }
 
-    /// As [`Self::start`], with a worker that spins for `poll` before it sleeps.
-    pub fn start_polling(poll: Duration) -> Self {
+    /// As [`Self::start`], with a worker that spins for `poll` before it sleeps, and these limits.
+    pub fn start_with(poll: Duration, limits: Limits) -> Self {
         let (tap, host) = tap_pair();
         let pair = QueuePair::new(TapQueue::from_fd(tap).unwrap()).unwrap();
         let (record, settings) = channel();
         let worker = Worker::spawn("pair0".into(), pair, poll).unwrap();
-        let device = Device::new(Box::new(Recorder(record)), vec![worker]);
+        let device = Device::new(Box::new(Recorder(record)), vec![worker], limits);
         let (thread, stream) = serve(device);
         Self {
             host,
