@@ -30,6 +30,8 @@ struct Row {
 const MRG_RXBUF: u32 = 15;
 const INDIRECT_DESC: u32 = 28;
 const VERSION_1: u32 = 32;
+const RING_PACKED: u32 = 34;
+const IN_ORDER: u32 = 35;
 
 const MERGEABLE: Row = Row {
     device: "queue_size=256,mrg_rxbuf=1,in_order=0",
@@ -86,6 +88,52 @@ fn queues_of_1024_vectorized() {
         features: &[VERSION_1],
         without: &[MRG_RXBUF],
         receives: "using vectorized Rx path",
+        ..MERGEABLE
+    });
+}
+
+#[test]
+fn four_pairs() {
+    prove(&Row {
+        pairs: 4,
+        ..MERGEABLE
+    });
+}
+
+#[test]
+fn in_order() {
+    prove(&Row {
+        device: "queue_size=256,mrg_rxbuf=1,in_order=1",
+        features: &[MRG_RXBUF, IN_ORDER, VERSION_1],
+        receives: "using inorder Rx path",
+        ..MERGEABLE
+    });
+}
+
+const PACKED: Row = Row {
+    device: "queue_size=256,packed_vq=1,mrg_rxbuf=1,in_order=0",
+    features: &[RING_PACKED, MRG_RXBUF, VERSION_1],
+    receives: "using packed ring mergeable buffer Rx path",
+    ..MERGEABLE
+};
+
+#[test]
+fn packed() {
+    prove(&PACKED);
+}
+
+#[test]
+fn packed_four_pairs() {
+    prove(&Row { pairs: 4, ..PACKED });
+}
+
+#[test]
+fn packed_in_order_one_buffer_a_frame() {
+    prove(&Row {
+        device: "queue_size=256,packed_vq=1,mrg_rxbuf=0,in_order=1",
+        features: &[RING_PACKED, IN_ORDER, VERSION_1],
+        without: &[MRG_RXBUF],
+        receives: "using packed ring standard Rx path",
         ..MERGEABLE
     });
 }

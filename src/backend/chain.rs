@@ -120,6 +120,11 @@ impl<'m> Walk<'m> {
         self.mem.get_slice(addr, len).map_err(|_| BadChain::Address)
     }
 
+    /// Which way the chain's queue goes.
+    pub(super) fn direction(&self) -> Direction {
+        self.direction
+    }
+
     /// What all buffers are together.
     pub(super) fn bytes(&self) -> usize {
         self.bytes

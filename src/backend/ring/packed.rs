@@ -101,12 +101,13 @@ pub struct PackedPosition {
 }
 
 impl PackedPosition {
-    /// From avail in the low and used in the high half of `base` (vhost-user "SET_VRING_BASE").
+    /// From avail in the low half of `base` (vhost-user "SET_VRING_BASE"). The high half should be used, but DPDK leaves it
+    /// out; and as chains are completed in order and none stays under way, the two are the same.
     pub(super) fn resume(layout: &RingLayout, base: u32) -> Result<Self, RingError> {
-        let place = |bits| Place::decode(bits, layout.size).ok_or(RingError::Range(base));
+        let place = Place::decode(base as u16, layout.size).ok_or(RingError::Range(base))?;
         Ok(Self {
-            avail: place(base as u16)?,
-            used: place((base >> 16) as u16)?,
+            avail: place,
+            used: place,
             judged_used: None,
             kicks_off: false,
         })
@@ -213,7 +214,8 @@ impl<'m> PackedRing<'m> {
             return walk.buffer(addr, len, writable, buffers);
         }
         let table = walk.table(addr, len, more)?;
-        // All entries in order; ids and NEXT mean nothing there (§2.8.7).
+        // All entries in order; ids and NEXT mean nothing there (§2.8.7). WRITE should, but DPDK's driver leaves it
+        // set on what it sends, so every entry is taken for what its queue is for: nothing else can be meant.
         for at in (0..table.len()).step_by(DESC) {
             let entry = table
                 .get_ref::<Descriptor>(at)
@@ -222,7 +224,7 @@ impl<'m> PackedRing<'m> {
             if has(&entry, VRING_DESC_F_INDIRECT) {
                 return Err(BadChain::Indirect);
             }
-            let writable = has(&entry, VRING_DESC_F_WRITE);
+            let writable = walk.direction() == Direction::Writable;
             walk.buffer(entry.addr(), entry.len(), writable, buffers)?;
         }
         Ok(())
