@@ -17,12 +17,13 @@ const MRG_RXBUF: u64 = 1 << 15;
 const INDIRECT_DESC: u64 = 1 << 28;
 const EVENT_IDX: u64 = 1 << 29;
 const VERSION_1: u64 = 1 << 32;
+const RING_PACKED: u64 = 1 << 34;
 /// CSUM, GUEST_CSUM, GUEST_TSO4, 6 and ECN, HOST_TSO4, 6 and ECN.
 const OFFLOADS: u64 = 0b11 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 11 | 1 << 12 | 1 << 13;
 const ALL: u64 = MRG_RXBUF | INDIRECT_DESC | EVENT_IDX | VERSION_1 | OFFLOADS;
 
 /// Boots a guest whose NIC has these properties, and moves bytes both ways. Of [`ALL`] the driver must have accepted all
-/// but `without`. Returns the backend's log.
+/// but `without`, and packed rings where `packed=on` is among the properties. Returns the backend's log.
 fn prove(properties: &[&str], without: u64) -> String {
     prove_with(Qemu::Own, properties, without)
 }
@@ -39,6 +40,8 @@ fn prove_with(qemu: Qemu, properties: &[&str], without: u64) -> String {
     let mut guest = Console::boot(&mut lab.ringtap("run web1"));
     let features = *lab.accepted("web1").last().expect("features");
     assert_eq!(features & ALL, ALL & !without, "{features:#x}");
+    let packed = properties.contains(&"packed=on");
+    assert_eq!(features & RING_PACKED != 0, packed, "{features:#x}");
     transfer::both_ways(&mut guest, &web, SIZE, 1);
     println!("{qemu:?} {properties:?}: features {features:#x}");
     let log = lab.backend_log("web1");
@@ -106,6 +109,36 @@ fn queues_of_1024() {
         let started = format!("{ring} started: 1024 descriptors");
         assert!(log.contains(&started), "{log}");
     }
+}
+
+#[test]
+fn packed_rings() {
+    prove(&["packed=on"], 0);
+}
+
+#[test]
+fn packed_rings_under_qemu_10() {
+    prove_with(Qemu::Ten, &["packed=on"], 0);
+}
+
+#[test]
+fn packed_rings_without_mergeable_buffers() {
+    prove(&["packed=on", "mrg_rxbuf=off"], MRG_RXBUF);
+}
+
+#[test]
+fn packed_rings_without_mergeable_buffers_under_qemu_10() {
+    prove_with(Qemu::Ten, &["packed=on", "mrg_rxbuf=off"], MRG_RXBUF);
+}
+
+#[test]
+fn packed_rings_without_event_idx() {
+    prove(&["packed=on", "event_idx=off"], EVENT_IDX);
+}
+
+#[test]
+fn packed_rings_without_event_idx_under_qemu_10() {
+    prove_with(Qemu::Ten, &["packed=on", "event_idx=off"], EVENT_IDX);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 use ringtap::backend::memory::GuestMemory;
 use support::driver::{Buffer, DriverRing, MEMORY, frame, guest_memory};
 use support::front_end::{Events, PATIENCE, RawFrontEnd, wait_for};
-use support::netns::{BOUND, Netns, bounded, until, wait};
+use support::netns::{BOUND, Netns, bounded, fresh_index, until, wait};
 use vhost::vhost_user::message::FrontendReq as Req;
 
 const VERSION_1: u64 = 1 << 32;
@@ -249,13 +249,6 @@ impl<'m> Guest<'m> {
             })
             .collect()
     }
-}
-
-/// An index that no other link of these tests has, in whatever namespace: `/dev/tapN` is named by it.
-fn fresh_index() -> u32 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    100_000 + (std::process::id() % 100_000) * 16 + number
 }
 
 fn add_macvtap(world: &World, mode: &str, index: u32) {

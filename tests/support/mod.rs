@@ -7,6 +7,7 @@ pub mod console;
 pub mod driver;
 pub mod front_end;
 pub mod lab;
+pub mod machine;
 pub mod netns;
 pub mod nic;
 pub mod testpmd;

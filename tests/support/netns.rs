@@ -188,6 +188,13 @@ pub fn require_file(path: &str, package: &str) {
     );
 }
 
+/// An index that no other link of these tests has, in whatever namespace: `/dev/tapN` is named by it.
+pub fn fresh_index() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    100_000 + (std::process::id() % 100_000) * 16 + number
+}
+
 /// Runs a program that must succeed.
 pub fn run(program: &str, args: &[&str]) {
     let output = bounded(Command::new(program).args(args), "");
