@@ -196,3 +196,15 @@ fn segments_between_two_guests_stay_whole() {
     // A broadcast of the host's may be among them.
     assert!(arrived.0 <= sent.0 + sent.0 / 100 + 10, "{arrived:?}");
 }
+
+/// QEMU would let the guest reset a ring without a word to the backend, which is why that is not offered: a guest that
+/// tries is told, and keeps its network.
+#[test]
+fn a_guest_that_can_not_resize_its_rings_keeps_its_network() {
+    let lab = Lab::with_qemu(Qemu::Ten);
+    lab.configure_guest("");
+    let mut guest = Console::boot(&mut lab.ringtap("run web1"));
+    let (code, said) = guest.attempt("ethtool -G eth0 rx 128 tx 128", transfer::BOUND);
+    assert_ne!(code, 0, "{said}");
+    guest.run("ping -c 2 192.168.100.1");
+}

@@ -160,7 +160,7 @@ fn start(vring: &mut Vring, memory: &Arc<GuestMemory>, ring: &DriverRing, setup:
     } else {
         0
     };
-    let features = Features::offered(true)
+    let features = Features::offered(true, &[])
         .accept(setup.features | packed)
         .unwrap();
     let layout = RingLayout::new(memory.mem(), SIZE, ring.parts(), features).unwrap();

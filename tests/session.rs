@@ -6,13 +6,15 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringtap::backend::features::Features;
+use ringtap::backend::features::{Extra, Features};
 use ringtap::backend::session::Limits;
 use ringtap::tap::{HeaderLen, Offloads};
 use ringtap::types::Mtu;
 use support::driver::*;
 use support::front_end::*;
-use vhost::vhost_user::message::{FrontendReq as Req, VhostUserProtocolFeatures};
+use vhost::vhost_user::message::{
+    FrontendReq as Req, VhostUserConfigFlags, VhostUserProtocolFeatures,
+};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -20,6 +22,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 const VERSION_1: u64 = 1 << 32;
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 const MRG_RXBUF: u64 = 1 << 15;
+const RING_RESET: u64 = 1 << 40;
 const MQ_AND_REPLY_ACK: u64 = 1 | 1 << 3;
 const SIZE: u16 = 64;
 
@@ -74,7 +77,7 @@ impl<'m> Driver<'m> {
 fn qemu_connects(front_end: &RawFrontEnd) {
     assert_eq!(
         front_end.get_u64(Req::GET_FEATURES),
-        Features::offered(true).bits()
+        Features::offered(true, &[]).bits()
     );
     let offered = front_end.get_u64(Req::GET_PROTOCOL_FEATURES);
     assert_eq!(offered & MQ_AND_REPLY_ACK, MQ_AND_REPLY_ACK);
@@ -592,6 +595,7 @@ fn what_the_backend_was_started_with_limits_rings_and_packets() {
     let limits = Limits {
         queue_size: "512".parse().unwrap(),
         mtu: Some(Mtu::try_from(1400).unwrap()),
+        ..Limits::default()
     };
     let mut served = Served::start_with(Duration::ZERO, limits);
     let front_end = served.raw();
@@ -626,4 +630,82 @@ fn what_the_backend_was_started_with_limits_rings_and_packets() {
         0
     );
     assert!(!send(1515), "as it was");
+}
+
+fn offering(extra: Extra) -> Limits {
+    Limits {
+        extras: vec![extra],
+        ..Limits::default()
+    }
+}
+
+#[test]
+fn the_configuration_space_is_read_where_it_was_asked_for() {
+    let mut served = Served::start_with(Duration::ZERO, offering(Extra::Config));
+    let mut front_end = Frontend::from_stream(served.stream.take().unwrap(), 2);
+    front_end.set_owner().unwrap();
+    front_end.get_features().unwrap();
+    let offered = front_end.get_protocol_features().unwrap();
+    assert!(offered.contains(VhostUserProtocolFeatures::CONFIG));
+    front_end
+        .set_protocol_features(VhostUserProtocolFeatures::CONFIG)
+        .unwrap();
+    let mut read = |offset| {
+        let flags = VhostUserConfigFlags::WRITABLE;
+        let (_, bytes) = front_end.get_config(offset, 2, flags, &[0, 0]).unwrap();
+        bytes
+    };
+    assert_eq!(read(8), 1u16.to_le_bytes(), "pairs");
+    assert_eq!(read(10), 1500u16.to_le_bytes(), "mtu");
+}
+
+#[test]
+fn a_front_end_that_reads_beyond_the_configuration_space_is_told() {
+    let mut served = Served::start_with(Duration::ZERO, offering(Extra::Config));
+    let front_end = served.raw();
+    let config = VhostUserProtocolFeatures::CONFIG.bits();
+    front_end.u64(Req::SET_PROTOCOL_FEATURES, config);
+    let mut body: Vec<u8> = [255u32, 2, 0]
+        .iter()
+        .flat_map(|it| it.to_ne_bytes())
+        .collect();
+    body.extend([0; 2]);
+    front_end.send(Req::GET_CONFIG, 0, &body, &[]);
+    let none: Vec<u8> = [255u32, 0, 0]
+        .iter()
+        .flat_map(|it| it.to_ne_bytes())
+        .collect();
+    assert_eq!(front_end.reply(Req::GET_CONFIG), Some(none));
+    assert!(front_end.get_u64(Req::GET_FEATURES) != 0, "and goes on");
+}
+
+/// What a driver's reset of one queue comes to: the ring stops, and starts again elsewhere, smaller and from 0, while
+/// the other goes on.
+#[test]
+fn a_single_ring_is_reset_and_comes_back_smaller() {
+    let (memory, file) = guest_memory();
+    let mut served = Served::start_with(Duration::ZERO, offering(Extra::RingReset));
+    let front_end = served.raw();
+    let mut driver = Driver::new(&memory);
+    assert_ne!(front_end.get_u64(Req::GET_FEATURES) & RING_RESET, 0);
+    front_end.u64(Req::SET_PROTOCOL_FEATURES, MQ_AND_REPLY_ACK);
+    qemu_enables(&front_end);
+    front_end.u64(
+        Req::SET_FEATURES,
+        VERSION_1 | PROTOCOL_FEATURES | MRG_RXBUF | RING_RESET,
+    );
+    assert_eq!(front_end.set_mem_table(&file), 0);
+    front_end.set_up_ring(0, &driver.rx, 0, &driver.rx_events);
+    front_end.set_up_ring(1, &driver.tx, 0, &driver.tx_events);
+    for seed in 0..5 {
+        driver.exchange(&served.host, seed);
+    }
+    assert_eq!(front_end.get_base(0), 5);
+    driver.transmit(&served.host, 5);
+    driver.rx = DriverRing::new(memory.mem(), MEMORY / 4, 32);
+    driver.rx_events = Events::new();
+    front_end.set_up_ring(0, &driver.rx, 0, &driver.rx_events);
+    for seed in 6..80 {
+        driver.exchange(&served.host, seed);
+    }
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches};
 
+use super::features::Extra;
 use super::rate::RateLimit;
 use super::stats::StatsAddr;
 use crate::types::{IfName, Mtu, QueuePairs, QueueSize};
@@ -68,6 +69,8 @@ pub struct BackendArgs {
     pub tx_rate: Option<RateLimit>,
     /// Where counters are served.
     pub stats: Option<StatsAddr>,
+    /// What is offered beyond the usual.
+    pub offer: Vec<Extra>,
 }
 
 impl BackendArgs {
@@ -83,6 +86,7 @@ impl BackendArgs {
             rx_rate: None,
             tx_rate: None,
             stats: None,
+            offer: Vec::new(),
         }
     }
 
@@ -119,6 +123,9 @@ impl BackendArgs {
             if let Some(value) = value {
                 option(name, value.into());
             }
+        }
+        for extra in &self.offer {
+            option("--offer", extra.name().into());
         }
         argv.extend(client.then(|| "--client".into()));
         argv
@@ -217,6 +224,10 @@ struct Flags {
     #[arg(long, value_name = "ADDR")]
     stats: Option<StatsAddr>,
 
+    /// Offer what harms some front-ends: config (QEMU warns), ring-reset (QEMU's guests lose their network when they use it)
+    #[arg(long, value_name = "FEATURE[,FEATURE]", value_delimiter = ',')]
+    offer: Vec<Extra>,
+
     /// Print the JSON that tells a launcher what this back-end can do, and exit
     #[arg(long, exclusive = true)]
     print_capabilities: bool,
@@ -262,6 +273,7 @@ impl Flags {
             rx_rate: self.rx_rate,
             tx_rate: self.tx_rate,
             stats: self.stats,
+            offer: self.offer,
         })))
     }
 }
@@ -373,6 +385,7 @@ mod tests {
             rx_rate: Some("100mbit,50kpps,burst=64kb,burst=100p".parse().unwrap()),
             tx_rate: Some("999999bit".parse().unwrap()),
             stats: Some("127.0.0.1:9100".parse().unwrap()),
+            offer: vec![Extra::Config, Extra::RingReset],
             ..BackendArgs::new(Endpoint::Inherited(3), HostLink::TapFds(vec![9, 8, 7, 6]))
         });
     }
@@ -415,6 +428,7 @@ mod tests {
             (format!("{here} --tap t0 --mtu 100"), "1280 to 65521"),
             (format!("{here} --tap t0 --poll-us x"), "--poll-us"),
             (format!("{here} --tap t0 --tx-rate fast"), "100mbit"),
+            (format!("{here} --tap t0 --offer mq"), "config, ring-reset"),
             (
                 format!("{here} --tap t0 --stats 192.0.2.1:9100"),
                 "loopback",

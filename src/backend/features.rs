@@ -2,6 +2,7 @@
 //!
 //! Bits are virtio's device features (virtio 1.3 §5.1.3, §6), with vhost-user's own bit 30 among them.
 
+use clap::ValueEnum;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use virtio_bindings::bindings::virtio_net as net;
 use virtio_bindings::bindings::virtio_ring as ring;
@@ -16,7 +17,6 @@ const OFFERED: &[u32] = &[
     config::VIRTIO_F_VERSION_1,
     config::VIRTIO_F_RING_PACKED,
     config::VIRTIO_F_IN_ORDER,
-    config::VIRTIO_F_RING_RESET,
     ring::VIRTIO_RING_F_INDIRECT_DESC,
     ring::VIRTIO_RING_F_EVENT_IDX,
     net::VIRTIO_NET_F_MRG_RXBUF,
@@ -40,15 +40,37 @@ const USO: &[u32] = &[
     net::VIRTIO_NET_F_GUEST_USO6,
 ];
 
+/// What is offered only where somebody asks for it, since there are front-ends that come to harm with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
+pub enum Extra {
+    /// The protocol feature CONFIG: the front-end may read the configuration space. QEMU, which has its own, warns.
+    Config,
+    /// RING_RESET: the driver may reset single queues, say to resize them. QEMU up to 10 at least lets its driver do so
+    /// and never tells the back-end, which then goes on with a ring that is no more: the guest loses its network.
+    RingReset,
+}
+
+impl Extra {
+    /// As `--offer` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::RingReset => "ring-reset",
+        }
+    }
+}
+
 /// Device features: the ones offered, or the ones that were accepted (acked).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Features(u64);
 
 impl Features {
-    /// What GET_FEATURES answers on a host whose tap can segment UDP (`uso`) or not.
-    pub fn offered(uso: bool) -> Self {
+    /// What GET_FEATURES answers on a host whose tap can segment UDP (`uso`) or not, with what was asked for.
+    pub fn offered(uso: bool, extras: &[Extra]) -> Self {
         let host = if uso { USO } else { &[] };
-        let bits = OFFERED.iter().chain(host);
+        let asked = extras.contains(&Extra::RingReset);
+        let asked = asked.then_some(&config::VIRTIO_F_RING_RESET);
+        let bits = OFFERED.iter().chain(host).chain(asked);
         let device = bits.fold(0, |bits, bit| bits | 1 << bit);
         Self(device | VhostUserVirtioFeatures::all().bits())
     }
@@ -139,9 +161,15 @@ impl Features {
 }
 
 /// vhost-user's own features, offered in GET_PROTOCOL_FEATURES.
-pub fn offered_protocol_features() -> VhostUserProtocolFeatures {
+pub fn offered_protocol_features(extras: &[Extra]) -> VhostUserProtocolFeatures {
     use VhostUserProtocolFeatures as F;
-    F::MQ
+    let config = if extras.contains(&Extra::Config) {
+        F::CONFIG
+    } else {
+        F::empty()
+    };
+    config
+        | F::MQ
         | F::REPLY_ACK
         | F::LOG_SHMFD
         | F::RARP
@@ -156,7 +184,7 @@ mod tests {
     use super::*;
 
     fn acked(bits: &[u32]) -> Features {
-        Features::offered(true)
+        Features::offered(true, &[])
             .accept(bits.iter().fold(0, |all, bit| all | 1 << bit))
             .unwrap()
     }
@@ -165,10 +193,21 @@ mod tests {
     fn bits_never_offered_are_refused_by_name() {
         let ufo = 1 << net::VIRTIO_NET_F_GUEST_UFO;
         let uso = 1 << net::VIRTIO_NET_F_GUEST_USO4;
-        assert_eq!(Features::offered(true).accept(ufo), Err(ufo));
-        assert_eq!(Features::offered(false).accept(uso), Err(uso));
-        let all = Features::offered(true);
+        assert_eq!(Features::offered(true, &[]).accept(ufo), Err(ufo));
+        assert_eq!(Features::offered(false, &[]).accept(uso), Err(uso));
+        let all = Features::offered(true, &[]);
         assert_eq!(all.accept(all.bits()), Ok(all));
+    }
+
+    #[test]
+    fn what_harms_some_is_offered_only_on_demand() {
+        let reset = 1 << config::VIRTIO_F_RING_RESET;
+        assert_eq!(Features::offered(true, &[]).bits() & reset, 0);
+        let all = Features::offered(true, &[Extra::RingReset]);
+        assert_eq!(all.bits() & reset, reset);
+        let config = VhostUserProtocolFeatures::CONFIG;
+        assert!(!offered_protocol_features(&[Extra::RingReset]).contains(config));
+        assert!(offered_protocol_features(&[Extra::Config]).contains(config));
     }
 
     #[test]

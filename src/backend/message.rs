@@ -14,9 +14,9 @@ use std::time::Duration;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags};
 use thiserror::Error;
 use vhost::vhost_user::message::{
-    FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserHeaderFlag, VhostUserLog,
-    VhostUserMemory, VhostUserMemoryRegion, VhostUserMsgValidator, VhostUserSingleMemoryRegion,
-    VhostUserU64, VhostUserVringAddr, VhostUserVringState,
+    FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserConfig, VhostUserHeaderFlag,
+    VhostUserLog, VhostUserMemory, VhostUserMemoryRegion, VhostUserMsgValidator,
+    VhostUserSingleMemoryRegion, VhostUserU64, VhostUserVringAddr, VhostUserVringState,
 };
 use vm_memory::ByteValued;
 
@@ -115,6 +115,8 @@ pub enum Request {
     AddMemReg(Region, File),
     /// REM_MEM_REG
     RemMemReg(Region),
+    /// GET_CONFIG: which bytes of the configuration space
+    GetConfig(ConfigRange),
     /// Anything else
     Unsupported(FrontendReq),
 }
@@ -130,6 +132,17 @@ pub struct VringAddr {
     pub avail: u64,
     /// The used ring.
     pub used: u64,
+}
+
+/// Bytes of the configuration space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConfigRange {
+    /// The first.
+    pub offset: u32,
+    /// How many.
+    pub len: u32,
+    /// What the front-end wants them for, which an answer repeats.
+    pub flags: u32,
 }
 
 /// A request with what is needed to answer it.
@@ -292,6 +305,7 @@ fn parse(code: FrontendReq, body: &[u8], fds: Vec<OwnedFd>) -> Option<Request> {
         Req::GET_MAX_MEM_SLOTS => Request::GetMaxMemSlots,
         Req::ADD_MEM_REG => Request::AddMemReg(single_region(body)?, only(fds)?.into()),
         Req::REM_MEM_REG => Request::RemMemReg(single_region(body)?), // some send the file again
+        Req::GET_CONFIG => Request::GetConfig(config_range(body)?),
         other => Request::Unsupported(other),
     })
 }
@@ -331,6 +345,18 @@ fn vring_fd(
         let ring = (value & VRING_INDEX) as u32;
         request(ring, fds.into_iter().next())
     })
+}
+
+/// Which bytes are asked for; room for them comes along.
+fn config_range(body: &[u8]) -> Option<ConfigRange> {
+    let (head, room) = body.split_at_checked(size_of::<VhostUserConfig>())?;
+    let head = exact::<VhostUserConfig>(head)?;
+    let range = ConfigRange {
+        offset: head.offset,
+        len: head.size,
+        flags: head.flags,
+    };
+    (room.len() == range.len as usize).then_some(range)
 }
 
 fn single_region(body: &[u8]) -> Option<Region> {

@@ -11,6 +11,7 @@
 pub mod args;
 pub mod capabilities;
 pub mod chain;
+pub mod config_space;
 pub mod counters;
 pub mod dirty_log;
 pub mod features;

@@ -107,6 +107,7 @@ pub fn serve(args: &BackendArgs) -> Result<(), BackendError> {
     let limits = Limits {
         queue_size: args.queue_size,
         mtu: args.mtu,
+        extras: args.offer.clone(),
     };
     let device = Device::new(Box::new(tap), start_workers(queues, args)?, limits);
     let stats = args.stats.as_ref().map(StatsServer::listen).transpose()?;

@@ -19,21 +19,22 @@ use std::sync::Arc;
 
 use thiserror::Error;
 use vhost::vhost_user::message::{
-    FrontendReq, VhostUserProtocolFeatures, VhostUserU64, VhostUserVringState,
+    FrontendReq, VhostUserConfig, VhostUserProtocolFeatures, VhostUserU64, VhostUserVringState,
 };
 use vm_memory::ByteValued;
 
+use super::config_space::ConfigSpace;
 use super::counters::Counters;
 use super::dirty_log::DirtyLog;
-use super::features::{Features, offered_protocol_features};
+use super::features::{Extra, Features, offered_protocol_features};
 use super::memory::{GuestMemory, MemoryError, Region};
-use super::message::{Connection, Message, MessageError, Request, VringAddr};
+use super::message::{ConfigRange, Connection, Message, MessageError, Request, VringAddr};
 use super::queue_pair::{FrameFormat, Side};
 use super::ring::{RingError, RingLayout, RingPosition};
 use super::vring::{Notifier, Started};
 use super::worker::{Worker, WorkerError};
 use crate::tap::TapSettings;
-use crate::types::{Mtu, QueueSize};
+use crate::types::{Mtu, QueuePairs, QueueSize};
 
 /// How many memory regions are taken: each costs two descriptors of a process's usual 1024.
 const MAX_MEM_SLOTS: usize = 256;
@@ -106,12 +107,14 @@ struct RingSettings {
 }
 
 /// What the person who started the backend allows.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Limits {
     /// The largest ring.
     pub queue_size: QueueSize,
     /// The largest packet, unless a front-end names another.
     pub mtu: Option<Mtu>,
+    /// What is offered beyond the usual.
+    pub extras: Vec<Extra>,
 }
 
 impl Default for Limits {
@@ -119,6 +122,7 @@ impl Default for Limits {
         Self {
             queue_size: QueueSize::MAX,
             mtu: None,
+            extras: Vec::new(),
         }
     }
 }
@@ -149,8 +153,8 @@ impl Device {
     pub fn new(tap: Box<dyn TapSettings>, workers: Vec<Worker>, limits: Limits) -> Self {
         let rings = workers.len() * 2;
         Self {
+            offered: Features::offered(tap.has_uso(), &limits.extras),
             limits,
-            offered: Features::offered(tap.has_uso()),
             tap,
             workers,
             rings: (0..rings).map(|_| RingSettings::default()).collect(),
@@ -252,11 +256,12 @@ impl Device {
                 return reply(&VhostUserU64::new(self.offered.bits()));
             }
             Request::GetProtocolFeatures => {
-                return reply(&VhostUserU64::new(offered_protocol_features().bits()));
+                return reply(&VhostUserU64::new(self.offered_protocol().bits()));
             }
             // QEMU, DPDK and passt mean pairs by it, whatever the name says.
             Request::GetQueueNum => return reply(&VhostUserU64::new(self.workers.len() as u64)),
             Request::GetVringBase(ring) => return self.get_vring_base(ring),
+            Request::GetConfig(asked) => return self.get_config(asked),
             Request::SetFeatures(bits) => self.set_features(bits)?,
             Request::SetProtocolFeatures(bits) => self.set_protocol_features(bits)?,
             Request::SetOwner => {}
@@ -315,6 +320,27 @@ impl Device {
             Request::Unsupported(_) => return Err(RequestError::Unsupported),
         }
         Ok(None)
+    }
+
+    fn offered_protocol(&self) -> VhostUserProtocolFeatures {
+        offered_protocol_features(&self.limits.extras)
+    }
+
+    /// An answer without bytes says that they can't be read (vhost-user "GET_CONFIG").
+    fn get_config(&self, asked: ConfigRange) -> Result<Option<Vec<u8>>, RequestError> {
+        if !self.protocol.contains(VhostUserProtocolFeatures::CONFIG) {
+            return Err(RequestError::Unsupported);
+        }
+        let pairs = self.workers.len() as u16;
+        let pairs = QueuePairs::try_from(pairs).map_err(|_| RequestError::Range(pairs.into()))?;
+        let space = ConfigSpace::new(pairs, self.limits.mtu);
+        let bytes = space.read(asked.offset, asked.len).unwrap_or_default();
+        let head = VhostUserConfig {
+            offset: asked.offset,
+            size: bytes.len() as u32,
+            flags: asked.flags,
+        };
+        Ok(Some([head.as_slice(), bytes].concat()))
     }
 
     fn set_features(&mut self, bits: u64) -> Result<(), RequestError> {
@@ -393,7 +419,7 @@ impl Device {
     }
 
     fn set_protocol_features(&mut self, bits: u64) -> Result<(), RequestError> {
-        let unknown = bits & !offered_protocol_features().bits();
+        let unknown = bits & !self.offered_protocol().bits();
         if unknown != 0 {
             return Err(RequestError::Features(unknown));
         }
