@@ -16,7 +16,7 @@
 //! ```
 //!
 //! Modules may use those to their right only: `main → cli → {guest → network → config, backend} → {tap,
-//! signals, programs} → types`. The two halves never import each other, but for [`backend::BackendArgs`], which
+//! signals, programs, report} → types`. The two halves never import each other, but for [`backend::BackendArgs`], which
 //! the control plane writes as an argv and the backend reads back.
 //!
 //! Unsafe code is denied here and allowed in two files: `tap` (ioctls and vectored I/O) and
@@ -30,6 +30,7 @@ pub mod config;
 pub mod guest;
 pub mod network;
 pub mod programs;
+pub mod report;
 pub mod signals;
 pub mod tap;
 pub mod types;

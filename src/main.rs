@@ -30,7 +30,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Plan(args) => network::plan(&args)?,
         Command::Up(args) => network::up(&args)?,
         Command::Down(args) => network::down(&args)?,
-        Command::Status(args) => return Ok(network::status(&args)?),
+        Command::Status(args) => return Ok(guest::status(&args)?),
         Command::Run(args) => return Ok(guest::run(&args)?),
     }
     Ok(ExitCode::SUCCESS)

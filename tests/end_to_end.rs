@@ -82,10 +82,34 @@ fn address_names_and_internet(qemu: Qemu) {
         "no way in"
     );
 
+    check_counters(&lab, wanted);
+
     assert!(guest.power_off().success());
     assert_eq!(difference(&before, &lab.host.snapshot()), "");
     assert!(!lab.run_dir().exists());
     assert_eq!(lab.host.pids(), [0; 0]);
+}
+
+/// `ringtap status` has what the backend counted: at least `moved` bytes either way.
+fn check_counters(lab: &Lab, moved: u64) {
+    let status = |words: &str| {
+        let output = bounded(&mut lab.ringtap(words), "");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let json = status("status --json");
+    let report: serde_json::Value = serde_json::from_str(&json).expect(&json);
+    let nic = &report["guests"][0]["nics"][0];
+    assert_eq!(nic["tap"], "tap-web1-0", "{json}");
+    for (index, name) in ["receiveq", "transmitq"].into_iter().enumerate() {
+        let queue = &nic["queues"][index];
+        assert_eq!((&queue["queue"], &queue["pair"]), (&name.into(), &0.into()));
+        let bytes = queue["counters"]["bytes"].as_u64().expect(&json);
+        assert!(bytes > moved, "{name}: {bytes} bytes");
+    }
+    let text = status("status default");
+    assert!(text.contains("tap-web1-0 on default"), "{text}");
+    assert!(text.contains("transmitq 0: bytes "), "{text}");
 }
 
 #[test]

@@ -30,3 +30,4 @@ pub mod worker;
 
 pub use args::{BackendArgs, BackendCommand, Endpoint, HostLink};
 pub use serve::{BackendError, run, serve};
+pub use stats::StatsAddr;

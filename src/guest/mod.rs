@@ -6,13 +6,15 @@
 //! (`nic`), starts QEMU on them (`qemu`, a pure command line), and supervises the processes until QEMU has ended
 //! (`supervise`). Whatever was made is a value whose drop takes it back, so every way out of [`run`] cleans up.
 //!
-//! The run directory of a guest, `RUN_DIR/guests/NAME`, holds a lock, the backends' sockets and their logs.
+//! The run directory of a guest, `RUN_DIR/guests/NAME`, holds a lock, the backends' sockets and their logs. Each backend
+//! serves its counters on one of the sockets, and [`status()`] asks them.
 
 mod accel;
 mod nic;
 mod process;
 mod qemu;
 mod run_dir;
+mod status;
 mod supervise;
 
 use std::io;
@@ -27,6 +29,8 @@ use process::Process;
 use qemu::Version;
 use run_dir::{GuestDir, GuestDirError};
 use supervise::{End, supervise};
+
+pub use status::status;
 
 use crate::cli::RunArgs;
 use crate::config::{Config, Guest, Problems};

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::process::{Process, background, last_line};
 use super::qemu::Wiring;
-use crate::backend::{BackendArgs, Endpoint, HostLink};
+use crate::backend::{BackendArgs, Endpoint, HostLink, StatsAddr};
 use crate::config::{Guest, Network};
 use crate::network;
 use crate::network::apply::netlink::NetlinkError;
@@ -49,6 +49,11 @@ pub enum NicError {
         #[source]
         cause: io::Error,
     },
+}
+
+/// Where the backend of NIC number `index` serves its counters, in a guest's directory.
+pub fn stats_socket(dir: &Path, index: usize) -> PathBuf {
+    dir.join(format!("nic{index}.stats"))
 }
 
 /// A tap that is deleted when this value is dropped.
@@ -93,6 +98,7 @@ impl HostNic {
         let socket = dir.join(format!("nic{index}.sock"));
         let args = BackendArgs {
             queue_pairs: nic.queue_pairs,
+            stats: Some(StatsAddr::Unix(stats_socket(dir, index))),
             ..BackendArgs::new(Endpoint::Listen(socket.clone()), HostLink::Tap(tap.clone()))
         };
         let log = dir.join(format!("nic{index}.log"));

@@ -11,6 +11,9 @@ use thiserror::Error;
 
 use crate::types::Name;
 
+/// The directory of guests' directories.
+const GUESTS: &str = "guests";
+
 /// Why a guest can't have its directory.
 #[derive(Debug, Error)]
 pub enum GuestDirError {
@@ -43,8 +46,8 @@ impl GuestDir {
     /// # Errors
     /// See [`GuestDirError`].
     pub fn lock(run_dir: &Path, guest: &Name) -> Result<Self, GuestDirError> {
-        let guests = run_dir.join("guests");
-        let path = guests.join(guest.as_str());
+        let guests = run_dir.join(GUESTS);
+        let path = Self::of(run_dir, guest);
         let failed = |path: &Path, cause| GuestDirError::Kernel {
             path: path.to_owned(),
             cause,
@@ -74,6 +77,11 @@ impl GuestDir {
         };
         dir.empty().map_err(|cause| failed(&dir.path, cause))?;
         Ok(dir)
+    }
+
+    /// Where the directory of `guest` is while it runs.
+    pub fn of(run_dir: &Path, guest: &Name) -> PathBuf {
+        run_dir.join(GUESTS).join(guest.as_str())
     }
 
     /// Where it is.

@@ -8,7 +8,7 @@
 //!                                  journal, written ahead → apply::down
 //! ```
 //!
-//! [`plan()`] and [`status`] look and compare; they change nothing, not even the run directory. [`up`] holds the
+//! [`plan()`] and [`status()`] look and compare; they change nothing, not even the run directory. [`up`] holds the
 //! run directory's lock, refuses before it touches anything where something stands in the way, and verifies by
 //! looking again. [`down`] works from the journal alone, so it takes back what was done even if the file has
 //! changed since. The host is touched under [`apply`] and nowhere else.
@@ -20,29 +20,31 @@ pub mod observe;
 pub mod plan;
 mod plug;
 pub mod port;
+mod status;
 
 use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf, absolute};
-use std::process::ExitCode;
 
 use serde::Serialize;
 use thiserror::Error;
 
 use crate::cli::{HostArgs, NetworkArgs, ReportArgs};
-use crate::config::{Config, Network, Problems};
+use crate::config::{Config, Problems};
 use crate::programs::{DNSMASQ, NFT, ToolError, require};
+use crate::report::{print_json, say};
 use crate::types::Name;
+use apply::UpError;
 use apply::netlink::{Netlink, NetlinkError};
-use apply::{UpError, say};
 use inventory::Inventory;
 use journal::{Journal, Record, RunDir, RunDirError};
 use observe::{ObserveError, observe};
 use plan::{Clashes, Planned};
 
 pub use plug::{Plugged, plug};
+pub use status::{StatusReport, status};
 
 /// Why a command on networks failed; the causes are in its chain of sources.
 #[derive(Debug, Error)]
@@ -300,41 +302,6 @@ fn ports(journal: &Journal, netlink: &Netlink, name: &Name) -> Result<Vec<String
     }
 }
 
-/// `ringtap status`: shows networks as they are and as the file wants them; exit code 1 where they differ.
-///
-/// # Errors
-/// The file has problems, or the host can't be looked at.
-pub fn status(args: &ReportArgs) -> Result<ExitCode, Error> {
-    let host = &args.network.host;
-    let config = Config::load(&host.config)?;
-    let chosen = config.chosen(&args.network.names)?;
-    let (journal, inventory) = look(host)?;
-    let networks: Vec<NetworkStatus> = chosen
-        .iter()
-        .filter_map(|name| config.networks.get(name))
-        .map(|network| NetworkStatus::of(&config, network, &inventory))
-        .collect();
-    let all_up = networks.iter().all(|network| network.state == State::Up);
-    let forgotten = journal
-        .networks
-        .keys()
-        .filter(|name| !config.networks.contains_key(name));
-    let report = StatusReport {
-        networks,
-        not_in_file: forgotten.cloned().collect(),
-    };
-    if args.json {
-        print_json(&report);
-    } else {
-        report.print();
-    }
-    Ok(if all_up {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
-}
-
 /// What `plan --json` prints: with the inventory it is a test case.
 #[derive(Serialize)]
 struct PlanReport {
@@ -357,116 +324,6 @@ impl Described {
             planned: planned.clone(),
         }
     }
-}
-
-#[derive(Serialize)]
-struct StatusReport {
-    networks: Vec<NetworkStatus>,
-    /// Networks that are up though the file no longer has them.
-    not_in_file: Vec<Name>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum State {
-    /// As the file wants it.
-    Up,
-    /// ringtap has made nothing of it.
-    Down,
-    /// ringtap made it, and it is no longer as the file wants it.
-    Drifted,
-}
-
-/// A network as it is.
-#[derive(Serialize)]
-struct NetworkStatus {
-    name: Name,
-    state: State,
-    bridge: String,
-    gateway: String,
-    dnsmasq_pid: Option<u32>,
-    ports: Vec<String>,
-    /// What `up` would do, a line each.
-    steps: Vec<String>,
-    /// What stands in the way of that.
-    clashes: Option<String>,
-}
-
-impl NetworkStatus {
-    fn of(config: &Config, network: &Network, inventory: &Inventory) -> Self {
-        let held = inventory.networks.get(&network.name);
-        let bridge = network.bridge().to_string();
-        let (steps, clashes) = match plan::plan(config, &[network.name.clone()].into(), inventory) {
-            Ok(steps) => (
-                steps.iter().map(|planned| planned.step.line()).collect(),
-                None,
-            ),
-            Err(clashes) => (Vec::new(), Some(clashes.to_string())),
-        };
-        let state = match held {
-            None => State::Down,
-            Some(_) if steps.is_empty() && clashes.is_none() => State::Up,
-            Some(_) => State::Drifted,
-        };
-        let ports = inventory
-            .links
-            .iter()
-            .filter(|link| link.master.as_ref() == Some(&bridge));
-        Self {
-            name: network.name.clone(),
-            state,
-            gateway: network.subnet.gateway_net().to_string(),
-            dnsmasq_pid: held.and_then(|held| Some(held.dnsmasq.as_ref()?.pid)),
-            ports: ports.map(|link| link.name.clone()).collect(),
-            bridge,
-            steps,
-            clashes,
-        }
-    }
-}
-
-impl StatusReport {
-    fn print(&self) {
-        for network in &self.networks {
-            let state = match network.state {
-                State::Up => "up",
-                State::Down => "down",
-                State::Drifted => "drifted",
-            };
-            say(format_args!("{}: {state}", network.name));
-            say(format_args!(
-                "  bridge {}, gateway {}",
-                network.bridge, network.gateway
-            ));
-            if let Some(pid) = network.dnsmasq_pid {
-                say(format_args!("  dnsmasq {pid}"));
-            }
-            if !network.ports.is_empty() {
-                say(format_args!("  ports {}", network.ports.join(", ")));
-            }
-            if let Some(clashes) = &network.clashes {
-                say(format_args!("  in the way: {clashes}"));
-            }
-            // Of a network that is down, all is missing: `plan` shows it.
-            if network.state == State::Drifted && !network.steps.is_empty() {
-                say(format_args!("  `ringtap up {}` would:", network.name));
-                network
-                    .steps
-                    .iter()
-                    .for_each(|step| say(format_args!("    {step}")));
-            }
-        }
-        for name in &self.not_in_file {
-            say(format_args!(
-                "{name}: up, but not in the file; `ringtap down {name}` takes it back"
-            ));
-        }
-    }
-}
-
-fn print_json(report: &impl Serialize) {
-    // Serializing such values can't fail; `{:#}` of a Value prints it over several lines.
-    say(format_args!("{:#}", serde_json::json!(report)));
 }
 
 /// The journal and the host, without touching either.

@@ -8,9 +8,8 @@ pub mod netlink;
 pub mod nft;
 pub mod sysctl;
 
-use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use thiserror::Error;
@@ -20,13 +19,9 @@ use super::journal::{Journal, LoadedTable, RunDir, RunDirError, make_dir, write_
 use super::observe;
 use super::plan::{Planned, Step, conf_option, files, take_back};
 use crate::programs::{self, DNSMASQ, ToolError};
+use crate::report::say;
 use crate::types::Name;
 use netlink::{Netlink, NetlinkError};
-
-/// Tells the person, on stdout; that nobody listens any more must not stop what is under way.
-pub(super) fn say(text: impl fmt::Display) {
-    let _ = writeln!(io::stdout(), "{text}");
-}
 
 /// Why a step failed.
 #[derive(Debug, Error)]

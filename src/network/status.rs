@@ -1,0 +1,150 @@
+//! Networks as they are and as the file wants them: what `ringtap status` says of them. Looks, and changes nothing.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::inventory::Inventory;
+use super::{Error, look, plan};
+use crate::cli::HostArgs;
+use crate::config::{Config, Network};
+use crate::report::say;
+use crate::types::Name;
+
+/// The networks `chosen`, as they are and as `config` wants them.
+///
+/// # Errors
+/// Where the host can't be looked at.
+pub fn status(
+    host: &HostArgs,
+    config: &Config,
+    chosen: &BTreeSet<Name>,
+) -> Result<StatusReport, Error> {
+    let (journal, inventory) = look(host)?;
+    let networks = chosen
+        .iter()
+        .filter_map(|name| config.networks.get(name))
+        .map(|network| NetworkStatus::of(config, network, &inventory));
+    let forgotten = journal
+        .networks
+        .keys()
+        .filter(|name| !config.networks.contains_key(name));
+    Ok(StatusReport {
+        networks: networks.collect(),
+        not_in_file: forgotten.cloned().collect(),
+    })
+}
+
+/// What is said of networks.
+#[derive(Debug, Serialize)]
+pub struct StatusReport {
+    networks: Vec<NetworkStatus>,
+    /// Networks that are up though the file no longer has them.
+    not_in_file: Vec<Name>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum State {
+    /// As the file wants it.
+    Up,
+    /// ringtap has made nothing of it.
+    Down,
+    /// ringtap made it, and it is no longer as the file wants it.
+    Drifted,
+}
+
+/// A network as it is.
+#[derive(Debug, Serialize)]
+struct NetworkStatus {
+    name: Name,
+    state: State,
+    bridge: String,
+    gateway: String,
+    dnsmasq_pid: Option<u32>,
+    ports: Vec<String>,
+    /// What `up` would do, a line each.
+    steps: Vec<String>,
+    /// What stands in the way of that.
+    clashes: Option<String>,
+}
+
+impl NetworkStatus {
+    fn of(config: &Config, network: &Network, inventory: &Inventory) -> Self {
+        let held = inventory.networks.get(&network.name);
+        let bridge = network.bridge().to_string();
+        let (steps, clashes) = match plan::plan(config, &[network.name.clone()].into(), inventory) {
+            Ok(steps) => (
+                steps.iter().map(|planned| planned.step.line()).collect(),
+                None,
+            ),
+            Err(clashes) => (Vec::new(), Some(clashes.to_string())),
+        };
+        let state = match held {
+            None => State::Down,
+            Some(_) if steps.is_empty() && clashes.is_none() => State::Up,
+            Some(_) => State::Drifted,
+        };
+        let ports = inventory
+            .links
+            .iter()
+            .filter(|link| link.master.as_ref() == Some(&bridge));
+        Self {
+            name: network.name.clone(),
+            state,
+            gateway: network.subnet.gateway_net().to_string(),
+            dnsmasq_pid: held.and_then(|held| Some(held.dnsmasq.as_ref()?.pid)),
+            ports: ports.map(|link| link.name.clone()).collect(),
+            bridge,
+            steps,
+            clashes,
+        }
+    }
+}
+
+impl StatusReport {
+    /// Whether every network is as the file wants it.
+    pub fn all_up(&self) -> bool {
+        self.networks
+            .iter()
+            .all(|network| network.state == State::Up)
+    }
+
+    /// Prints it for people.
+    pub fn print(&self) {
+        for network in &self.networks {
+            let state = match network.state {
+                State::Up => "up",
+                State::Down => "down",
+                State::Drifted => "drifted",
+            };
+            say(format_args!("{}: {state}", network.name));
+            say(format_args!(
+                "  bridge {}, gateway {}",
+                network.bridge, network.gateway
+            ));
+            if let Some(pid) = network.dnsmasq_pid {
+                say(format_args!("  dnsmasq {pid}"));
+            }
+            if !network.ports.is_empty() {
+                say(format_args!("  ports {}", network.ports.join(", ")));
+            }
+            if let Some(clashes) = &network.clashes {
+                say(format_args!("  in the way: {clashes}"));
+            }
+            // Of a network that is down, all is missing: `plan` shows it.
+            if network.state == State::Drifted && !network.steps.is_empty() {
+                say(format_args!("  `ringtap up {}` would:", network.name));
+                network
+                    .steps
+                    .iter()
+                    .for_each(|step| say(format_args!("    {step}")));
+            }
+        }
+        for name in &self.not_in_file {
+            say(format_args!(
+                "{name}: up, but not in the file; `ringtap down {name}` takes it back"
+            ));
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! What commands tell the person, on stdout: lines for people, JSON for programs. Errors and the log go to stderr.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+/// Tells the person; that nobody listens any more must not stop what is under way.
+pub fn say(text: impl Display) {
+    let _ = writeln!(io::stdout(), "{text}");
+}
+
+/// Prints a value for programs.
+pub fn print_json(value: &impl Serialize) {
+    // Serializing such values can't fail; `{:#}` of a Value prints it over several lines.
+    say(format_args!("{:#}", serde_json::json!(value)));
+}
