@@ -7,7 +7,7 @@ use std::fs;
 use std::time::Duration;
 
 use support::console::Console;
-use support::lab::Lab;
+use support::lab::{Lab, Qemu};
 use support::netns::{require_file, until};
 
 /// Firmware under emulation takes its time.
@@ -32,7 +32,17 @@ fn lease(lab: &Lab) -> String {
 
 #[test]
 fn ipxe_boots_from_the_network() {
-    let lab = Lab::new();
+    ipxe(Qemu::Own);
+}
+
+#[test]
+#[ignore = "in full runs: scripts/test --full"]
+fn ipxe_boots_from_the_network_under_qemu_10() {
+    ipxe(Qemu::Ten);
+}
+
+fn ipxe(qemu: Qemu) {
+    let lab = Lab::with_qemu(qemu);
     // Without graphics SeaBIOS prints what is meant for a screen on the serial port.
     let mut console = boot(&lab, &["-machine", "graphics=off"]);
     console.wait_for("iPXE", BOOT);
@@ -41,13 +51,23 @@ fn ipxe_boots_from_the_network() {
     println!("iPXE: {:x?}", lab.accepted("pxe"));
 }
 
-/// OVMF takes no offer that names no file to boot, so its shell is what asks for an address. A ping shows both ways.
 #[test]
 fn ovmf_has_an_address_and_pings() {
+    ovmf(Qemu::Own);
+}
+
+#[test]
+#[ignore = "in full runs: scripts/test --full"]
+fn ovmf_has_an_address_and_pings_under_qemu_10() {
+    ovmf(Qemu::Ten);
+}
+
+/// OVMF takes no offer that names no file to boot, so its shell is what asks for an address. A ping shows both ways.
+fn ovmf(qemu: Qemu) {
     const FIRMWARE: &str = "/usr/share/ovmf/OVMF.fd";
     const PROMPT: &str = "Shell> ";
     require_file(FIRMWARE, "ovmf");
-    let lab = Lab::new();
+    let lab = Lab::with_qemu(qemu);
     // An empty disk to boot from, and so no attempts at the network before the shell.
     let disk = lab.dir.path().join("empty");
     fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();

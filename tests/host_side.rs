@@ -603,12 +603,21 @@ fn a_client_without_a_front_end_does_not_spin() {
     assert!(spent() - before < 10, "ticks of 10 ms in half a second");
 }
 
+/// As a management program does it: the file names a program, which says what it is.
 #[test]
-fn capabilities_are_printed() {
-    let output = bounded(
-        Command::new(RINGTAP).args(["backend", "--print-capabilities"]),
-        "",
-    );
+fn a_management_program_finds_the_backend_and_its_capabilities() {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/vhost-user");
+    let text = std::fs::read_to_string(shipped.join("50-ringtap.json")).unwrap();
+    let descriptor: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let keys: Vec<_> = descriptor.as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["binary", "description", "type"]);
+    assert_eq!(descriptor["type"], "net");
+    let binary = Path::new(descriptor["binary"].as_str().unwrap());
+    assert!(binary.is_absolute());
+
+    let mut command = Command::new(shipped.join(binary.file_name().unwrap()));
+    command.env("PATH", Path::new(RINGTAP).parent().unwrap());
+    let output = bounded(command.arg("--print-capabilities"), "");
     assert_eq!(output.status.code(), Some(0));
     let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(said, serde_json::json!({"type": "net", "features": []}));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use support::bytes::sha256;
 use support::console::Console;
-use support::lab::{Lab, WWW};
+use support::lab::{Lab, Qemu, WWW};
 use support::machine::{Machine, Qmp, Wish};
 use support::netns::{bounded, until};
 use support::web::WebServer;
@@ -51,8 +51,8 @@ struct World {
 }
 
 impl World {
-    fn new() -> Self {
-        let lab = Lab::new();
+    fn new(qemu: Qemu) -> Self {
+        let lab = Lab::with_qemu(qemu);
         lab.configure("");
         assert!(bounded(&mut lab.ringtap("up"), "").status.success());
         let web = WebServer::start(&lab.internet);
@@ -96,7 +96,17 @@ impl Drop for World {
 
 #[test]
 fn a_tcp_stream_survives_a_live_migration() {
-    let world = World::new();
+    migrated(Qemu::Own);
+}
+
+#[test]
+#[ignore = "in full runs: scripts/test --full"]
+fn a_tcp_stream_survives_a_live_migration_under_qemu_10() {
+    migrated(Qemu::Ten);
+}
+
+fn migrated(qemu: Qemu) {
+    let world = World::new(qemu);
     let mut source = machine(&world.lab, "m0", false);
     let mut target = machine(&world.lab, "m1", true);
     let socket = format!("unix:{}", world.lab.dir.path().join("migration").display());
@@ -122,7 +132,17 @@ fn a_tcp_stream_survives_a_live_migration() {
 
 #[test]
 fn a_cancelled_migration_leaves_the_guest_where_it_is() {
-    let world = World::new();
+    cancelled(Qemu::Own);
+}
+
+#[test]
+#[ignore = "in full runs: scripts/test --full"]
+fn a_cancelled_migration_leaves_the_guest_where_it_is_under_qemu_10() {
+    cancelled(Qemu::Ten);
+}
+
+fn cancelled(qemu: Qemu) {
+    let world = World::new(qemu);
     let mut source = machine(&world.lab, "m0", false);
     let mut target = machine(&world.lab, "m1", true);
     let socket = format!("unix:{}", world.lab.dir.path().join("migration").display());

@@ -4,21 +4,20 @@ mod support;
 use std::time::Duration;
 
 use support::console::Console;
-use support::lab::{Lab, WWW};
+use support::lab::{Lab, Qemu, WWW, tiny};
 use support::netns::until;
 use support::web::WebServer;
 
+const RING_PACKED: u64 = 1 << 34;
+const PACKED: &[&str] = &["-global", "virtio-net-pci.packed=on"];
 const TRANSFER: Duration = Duration::from_secs(120);
 
-/// A guest of two CPUs and four pairs.
-fn configure(lab: &Lab) {
-    lab.configure_guest("");
-    let path = lab.dir.path().join("ringtap.toml");
-    let text = std::fs::read_to_string(&path).unwrap();
-    let text = text
+/// A guest of two CPUs and so many pairs.
+fn configure(lab: &Lab, pairs: usize, qemu_args: &[&str]) {
+    let guest = tiny("web1", 10, qemu_args)
         .replace("cpus = 1", "cpus = 2")
-        .replace("ip = ", "queue-pairs = 4, ip = ");
-    std::fs::write(path, text).unwrap();
+        .replace("ip = ", &format!("queue-pairs = {pairs}, ip = "));
+    lab.configure(&guest);
 }
 
 /// The queues of the guest's tap that are attached, as the kernel counts them.
@@ -29,12 +28,54 @@ fn attached(lab: &Lab) -> usize {
 
 #[test]
 fn a_guest_changes_its_number_of_pairs_under_load() {
-    let lab = Lab::new();
-    configure(&lab);
+    changes(Qemu::Own, 4, &[]);
+}
+
+#[test]
+fn a_guest_with_packed_rings_changes_its_number_of_pairs_under_load() {
+    changes(Qemu::Ten, 4, PACKED);
+}
+
+#[test]
+#[ignore = "in full runs: scripts/test --full"]
+fn a_guest_changes_its_number_of_pairs_under_load_under_qemu_10() {
+    changes(Qemu::Ten, 4, &[]);
+}
+
+#[test]
+#[ignore = "in full runs: scripts/test --full"]
+fn a_guest_with_packed_rings_changes_its_number_of_pairs_under_load_under_the_own_qemu() {
+    changes(Qemu::Own, 4, PACKED);
+}
+
+#[test]
+#[ignore = "in full runs: scripts/test --full"]
+fn a_guest_changes_between_two_pairs_and_one_under_load() {
+    changes(Qemu::Own, 2, &[]);
+}
+
+#[test]
+#[ignore = "in full runs: scripts/test --full"]
+fn a_guest_with_packed_rings_changes_between_two_pairs_and_one_under_load() {
+    changes(Qemu::Ten, 2, PACKED);
+}
+
+#[test]
+#[ignore = "in full runs: scripts/test --full"]
+fn a_guest_with_sixteen_pairs_changes_their_number_under_load() {
+    changes(Qemu::Ten, 16, &[]);
+}
+
+fn changes(qemu: Qemu, most: usize, qemu_args: &[&str]) {
+    let lab = Lab::with_qemu(qemu);
+    configure(&lab, most, qemu_args);
     let web = WebServer::start(&lab.internet);
     let mut guest = Console::boot(&mut lab.ringtap("run web1"));
-    assert!(guest.run("ethtool -l eth0").contains("Combined:\t4"));
-    for pairs in [4, 1, 3, 2] {
+    let packed = lab.accepted("web1").last().expect("features") & RING_PACKED != 0;
+    assert_eq!(packed, qemu_args == PACKED);
+    let here = guest.run("ethtool -l eth0");
+    assert!(here.contains(&format!("Combined:\t{most}")), "{here}");
+    for pairs in [most, 1, most - most / 4, most / 2] {
         guest.run(&format!("ethtool -L eth0 combined {pairs}"));
         until("as many queues attached as enabled", || {
             attached(&lab) == pairs
@@ -47,7 +88,10 @@ fn a_guest_changes_its_number_of_pairs_under_load() {
         .collect();
     let sum = support::bytes::sha256(&blob);
     web.put("blob", blob);
-    let change = "(while :; do for n in 1 4 2 3; do ethtool -L eth0 combined $n; sleep 0.3; done; done) & c=$!";
+    let change = format!(
+        "(while :; do for n in 1 {most} {}; do ethtool -L eth0 combined $n; sleep 0.3; done; done) & c=$!",
+        most / 2
+    );
     let get = format!("wget -q -O - http://{WWW}/blob | sha256sum");
     let (code, said) = guest.attempt(
         &format!("{change}; for i in 1 2 3; do {get}; done; kill $c"),

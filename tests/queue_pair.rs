@@ -263,6 +263,15 @@ fn a_burst_ends_so_that_the_other_direction_gets_its_turn(kind: Kind) {
     assert_eq!(world.tx.completed().len(), BURST);
     assert_eq!(world.pair.process_tx(), TxEnd::RingEmpty);
     assert_eq!(world.tx.completed().len(), 1);
+
+    for _ in 0..BURST + 1 {
+        world.post(100);
+        world.host.send(&frame(60, 0));
+    }
+    assert_eq!(world.pair.process_rx(), RxEnd::More);
+    assert_eq!(world.rx.completed().len(), BURST);
+    assert_eq!(world.pair.process_rx(), RxEnd::NoBuffers);
+    assert_eq!(world.rx.completed().len(), 1);
 }
 
 fn frames_of_a_disabled_transmitq_are_consumed_and_dropped(kind: Kind) {

@@ -1,7 +1,7 @@
 //! A backend that is killed again and again at random moments, while bytes flow in both directions: its successors
 //! go on with the same rings, and neither of the guest's two TCP connections notices more than a pause.
 //!
-//! A dozen kills; fifty with `RINGTAP_FULL=1`.
+//! A dozen kills; fifty, on either kind of ring, in full runs.
 
 mod support;
 
@@ -17,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::bytes::noise;
 use support::console::Console;
-use support::lab::{Lab, Qemu, WWW};
+use support::lab::{Lab, Qemu, WWW, tiny};
 use support::netns::{Netns, until};
 use support::transfer;
 use support::web::WebServer;
@@ -148,10 +148,24 @@ fn ages(seed: u64) -> impl Iterator<Item = u64> {
 
 #[test]
 fn a_backend_killed_again_and_again_costs_no_connection() {
-    let full = std::env::var_os("RINGTAP_FULL").is_some_and(|value| value == "1");
-    let kills = if full { 50 } else { 12 };
+    killed(12, &[]);
+}
+
+#[test]
+#[ignore = "in full runs: scripts/test --full"]
+fn a_backend_killed_fifty_times_costs_no_connection() {
+    killed(50, &[]);
+}
+
+#[test]
+#[ignore = "in full runs: scripts/test --full"]
+fn a_backend_of_packed_rings_killed_fifty_times_costs_no_connection() {
+    killed(50, &["-global", "virtio-net-pci.packed=on"]);
+}
+
+fn killed(kills: u32, qemu_args: &[&str]) {
     let lab = Lab::with_qemu(Qemu::Ten);
-    lab.configure_guest("");
+    lab.configure(&tiny("web1", 10, qemu_args));
     let web = WebServer::start(&lab.internet);
     let chunk = noise(8 << 20, 3);
     web.put("chunk", chunk.clone());

@@ -169,6 +169,21 @@ impl Lab {
             .collect()
     }
 
+    /// The QEMU that the guests run in, on the host.
+    pub fn qemu_command(&self) -> Command {
+        let mut command = self.host.command("qemu-system-x86_64");
+        self.choose_qemu(&mut command);
+        command
+    }
+
+    /// Lets `command` find the QEMU that the guests are to run in before any other.
+    fn choose_qemu(&self, command: &mut Command) {
+        if self.qemu == Qemu::Ten {
+            let path = std::env::var("PATH").unwrap_or_default();
+            command.env("PATH", format!("{ROOT}/target/qemu10:{path}"));
+        }
+    }
+
     /// `ringtap` with `words`, on the host, with the host's resolv.conf, file and run directory.
     pub fn ringtap(&self, words: &str) -> Command {
         let mut command = self.host.command("sh");
@@ -180,10 +195,7 @@ impl Lab {
         );
         command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_ringtap")]);
         command.args(words.split_whitespace());
-        if self.qemu == Qemu::Ten {
-            let path = std::env::var("PATH").unwrap_or_default();
-            command.env("PATH", format!("{ROOT}/target/qemu10:{path}"));
-        }
+        self.choose_qemu(&mut command);
         command.env("RINGTAP_LOG", "info"); // backends inherit it
         command
             .arg("--config")

@@ -95,7 +95,7 @@ impl Machine {
         until("the backend's socket", || socket.exists());
 
         let [kernel, initrd, append] = tiny_guest();
-        let mut qemu = host.command("qemu-system-x86_64");
+        let mut qemu = lab.qemu_command();
         qemu.args(["-nodefaults", "-no-user-config", "-accel", "tcg"]);
         qemu.args(["-m", "256M", "-machine", "q35,memory-backend=memory"]);
         qemu.args([
