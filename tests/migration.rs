@@ -9,29 +9,11 @@ use serde_json::{Value, json};
 use support::bytes::sha256;
 use support::console::Console;
 use support::lab::{Lab, Qemu, WWW};
-use support::machine::{Machine, Qmp, Wish};
+use support::machine::{MAC, Machine, Qmp};
 use support::netns::{bounded, until};
 use support::web::WebServer;
 
 const TRANSFER: Duration = Duration::from_secs(120);
-const MAC: &str = "52:54:00:4d:49:47";
-
-/// A QEMU process with a backend on the tap `name`, which is on the network's bridge.
-fn machine(lab: &Lab, name: &str, incoming: bool) -> Machine {
-    let host = &lab.host;
-    host.run(&format!(
-        "ip tuntap add dev {name} mode tap multi_queue vnet_hdr"
-    ));
-    host.run(&format!("ip link set {name} master rt-default"));
-    host.run(&format!("ip link set {name} up"));
-    let wish = Wish {
-        name,
-        backend: &format!("--tap {name}"),
-        mac: MAC,
-        incoming,
-    };
-    Machine::start(lab, &wish)
-}
 
 /// Waits until the migration is in a state that `done` knows.
 fn migration(qmp: &mut Qmp, done: impl Fn(&Value) -> bool) {
@@ -107,8 +89,8 @@ fn a_tcp_stream_survives_a_live_migration_under_qemu_10() {
 
 fn migrated(qemu: Qemu) {
     let world = World::new(qemu);
-    let mut source = machine(&world.lab, "m0", false);
-    let mut target = machine(&world.lab, "m1", true);
+    let mut source = Machine::bridged(&world.lab, "m0", false);
+    let mut target = Machine::bridged(&world.lab, "m1", true);
     let socket = format!("unix:{}", world.lab.dir.path().join("migration").display());
     target.qmp.run("migrate-incoming", json!({ "uri": socket }));
     world.fetch(&mut source);
@@ -143,8 +125,8 @@ fn a_cancelled_migration_leaves_the_guest_where_it_is_under_qemu_10() {
 
 fn cancelled(qemu: Qemu) {
     let world = World::new(qemu);
-    let mut source = machine(&world.lab, "m0", false);
-    let mut target = machine(&world.lab, "m1", true);
+    let mut source = Machine::bridged(&world.lab, "m0", false);
+    let mut target = Machine::bridged(&world.lab, "m1", true);
     let socket = format!("unix:{}", world.lab.dir.path().join("migration").display());
     target.qmp.run("migrate-incoming", json!({ "uri": socket }));
     world.fetch(&mut source);

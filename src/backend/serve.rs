@@ -109,9 +109,12 @@ pub fn serve(args: &BackendArgs) -> Result<(), BackendError> {
         mtu: args.mtu,
         extras: args.offer.clone(),
     };
-    let device = Device::new(Box::new(tap), start_workers(queues, args)?, limits);
+    let mut device = Device::new(Box::new(tap), start_workers(queues, args)?, limits);
     let stats = args.stats.as_ref().map(StatsServer::listen).transpose()?;
     let door = Door::open(&args.endpoint)?;
+    if matches!(&door, Door::Listener(socket) if socket.replaces_dead_one()) {
+        device.succeed_a_dead_one();
+    }
     let front_end = inherited.front_end.map(Connection::new).transpose()?;
     notify_ready();
     tracing::info!("serving {} on {}", args.link, args.endpoint);

@@ -102,6 +102,8 @@ struct RingSettings {
     size: Option<u16>,
     addr: Option<VringAddr>,
     base: u32,
+    /// A back-end died while it worked on the ring, and the front-end's base may be from before that.
+    left: bool,
     /// The outer `Some`: the ring is to be started. The inner `None`: without a kick, by polling.
     kick: Option<Option<Notifier>>,
 }
@@ -166,6 +168,12 @@ impl Device {
             status: 0,
             mtu: None,
         }
+    }
+
+    /// Says that another back-end for the same front-end has died: its rings are to go on from where it left off. To be
+    /// called before the first front-end.
+    pub fn succeed_a_dead_one(&mut self) {
+        self.rings.iter_mut().for_each(|ring| ring.left = true);
     }
 
     /// Takes one message from `connection` and answers it; false where the front-end has gone.
@@ -477,6 +485,7 @@ impl Device {
         };
         let kick = settings.kick.take().flatten();
         let base = settings.base;
+        let left = std::mem::take(&mut settings.left);
         let translate = |addr| {
             memory
                 .translate(addr)
@@ -490,7 +499,11 @@ impl Device {
         let layout = RingLayout::new(memory.mem(), size, parts, features)?;
         let (worker, side) = self.worker(index);
         let base = worker.stop(side)?.map_or(base, |old| old.position.base());
-        let position = RingPosition::resume(memory.mem(), &layout, base)?;
+        let position = if left {
+            RingPosition::recover(memory.mem(), &layout, base)?
+        } else {
+            RingPosition::resume(memory.mem(), &layout, base)?
+        };
         worker.start(
             side,
             Started {

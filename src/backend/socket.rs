@@ -33,6 +33,7 @@ pub enum SocketError {
 pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
+    replaces_dead_one: bool,
 }
 
 impl Socket {
@@ -46,10 +47,12 @@ impl Socket {
             step,
             cause,
         };
+        let mut replaces_dead_one = false;
         match UnixStream::connect(path) {
             Ok(_) => return Err(SocketError::InUse(path.to_owned())),
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 std::fs::remove_file(path).map_err(|cause| failed("remove a dead one", cause))?;
+                replaces_dead_one = true;
             }
             Err(_) => {} // nothing there, or something that bind() will name
         }
@@ -57,10 +60,16 @@ impl Socket {
         let socket = Self {
             listener,
             path: path.to_owned(),
+            replaces_dead_one,
         };
         let set = socket.listener.set_nonblocking(true);
         set.map_err(|cause| failed("make it non-blocking", cause))?;
         Ok(socket)
+    }
+
+    /// Whether a process that listened here has died without a chance to remove its socket.
+    pub fn replaces_dead_one(&self) -> bool {
+        self.replaces_dead_one
     }
 
     /// The next connection.

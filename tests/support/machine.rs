@@ -74,7 +74,27 @@ struct Backend {
     log: PathBuf,
 }
 
+/// The address of a machine on the network's bridge.
+pub const MAC: &str = "52:54:00:4d:49:47";
+
 impl Machine {
+    /// A machine whose backend is on the tap `name`, on the bridge of the network `default`.
+    pub fn bridged(lab: &Lab, name: &str, incoming: bool) -> Self {
+        let host = &lab.host;
+        host.run(&format!(
+            "ip tuntap add dev {name} mode tap multi_queue vnet_hdr"
+        ));
+        host.run(&format!("ip link set {name} master rt-default"));
+        host.run(&format!("ip link set {name} up"));
+        let wish = Wish {
+            name,
+            backend: &format!("--tap {name}"),
+            mac: MAC,
+            incoming,
+        };
+        Self::start(lab, &wish)
+    }
+
     /// Starts both on the lab's host. Unless it waits for another's state, the guest has booted.
     pub fn start(lab: &Lab, wish: &Wish<'_>) -> Self {
         let host = &lab.host;

@@ -123,6 +123,19 @@ impl RingPosition {
         Ok(Self::Split(SplitPosition::resume(&used, base)?))
     }
 
+    /// As [`Self::resume`] where a back-end died at the ring, and the front-end may not know how far it came. It does for a
+    /// split ring, whose used index is in memory.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn recover(mem: &Mem, layout: &RingLayout, base: u32) -> Result<Self, RingError> {
+        if !layout.packed {
+            return Self::resume(mem, layout, base);
+        }
+        let parts = layout.slices(mem)?;
+        Ok(Self::Packed(PackedPosition::recover(layout, parts, base)?))
+    }
+
     /// What GET_VRING_BASE answers.
     pub fn base(&self) -> u32 {
         match self {

@@ -4,8 +4,13 @@
 //! first descriptor last; the device gives it back by overwriting the descriptor at its own position, and skips as
 //! many as the chain had. Both keep a wrap counter, whose value in the flags says whose a descriptor is.
 //!
-//! A burst holds the flags of its first used descriptor back until all others are written: the driver then sees
-//! the whole burst at once.
+//! A burst holds its used descriptors back to the end, and the flags of the first until all others are written: the
+//! driver then sees the whole burst at once.
+//!
+//! A back-end that dies can't say how far it came, and with packed rings no front-end knows: the split ring's used index
+//! has no counterpart in memory. So the place is kept in the device's event structure, in the field that means something
+//! to the driver only together with [`VRING_PACKED_EVENT_FLAG_DESC`], and it is there that the next kick is asked for;
+//! a kick that is wanted elsewhere is asked for without a place. [`PackedPosition::recover`] reads it.
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -113,9 +118,128 @@ impl PackedPosition {
         })
     }
 
+    /// As [`Self::resume`] where a back-end of this program died at the ring and `base` is older than that: from where it
+    /// left off, if there is a ring that it has left.
+    pub(super) fn recover(
+        layout: &RingLayout,
+        parts: [Slice<'_>; 3],
+        base: u32,
+    ) -> Result<Self, RingError> {
+        let [ring, _, device_event] = parts;
+        let left = Left {
+            ring,
+            size: layout.size,
+            indirect: layout.indirect,
+        };
+        let place = recorded(&device_event, layout.size).and_then(|place| left.go_on_from(place));
+        match place {
+            Some(place) => Self::resume(layout, place.encode().into()),
+            None => Self::resume(layout, base),
+        }
+    }
+
     pub(super) fn base(&self) -> u32 {
         u32::from(self.avail.encode()) | u32::from(self.used.encode()) << 16
     }
+}
+
+/// The place that the device's event structure holds; `None` if nobody has written it since the driver cleared it.
+fn recorded(device_event: &Slice<'_>, size: u16) -> Option<Place> {
+    let off_wrap: u16 = load(device_event, EVENT_OFF_WRAP);
+    let flags: u16 = load(device_event, EVENT_FLAGS);
+    let written = off_wrap != 0 || flags != 0;
+    written.then(|| Place::decode(off_wrap, size))?
+}
+
+/// A ring whose device died.
+struct Left<'m> {
+    ring: Slice<'m>,
+    size: u16,
+    indirect: bool,
+}
+
+impl Left<'_> {
+    /// Where to go on if the dead device began its last burst at `place`, or ended it there; `None` if it can't have done
+    /// either, for there is no end to what was used. It may have died while it wrote the burst, which is then finished, or
+    /// before it wrote the place down.
+    fn go_on_from(&self, mut place: Place) -> Option<Place> {
+        if self.is_available(place) && self.is_used(self.after_chain(place)) {
+            // All but the first descriptor's flags are there, and its length was written before any other's flags.
+            let at = usize::from(place.index) * DESC;
+            let len: u32 = load(&self.ring, at + LEN);
+            store(&self.ring, at + FLAGS, used_flags(place, len));
+        }
+        for _ in 0..self.size {
+            if !self.is_used(place) {
+                return Some(place);
+            }
+            place = self.after_used(place);
+        }
+        None
+    }
+
+    fn flags(&self, place: Place) -> u16 {
+        load(&self.ring, usize::from(place.index) * DESC + FLAGS)
+    }
+
+    fn is_available(&self, place: Place) -> bool {
+        is_available(self.flags(place), place.wrap)
+    }
+
+    fn is_used(&self, place: Place) -> bool {
+        let mark = used_flags(place, 0);
+        self.flags(place) & (AVAIL | USED) == mark
+    }
+
+    /// The place after the available chain at `place`.
+    fn after_chain(&self, mut place: Place) -> Place {
+        for _ in 1..self.size {
+            if u32::from(self.flags(place)) & VRING_DESC_F_NEXT == 0 {
+                break;
+            }
+            place.advance(1, self.size);
+        }
+        place.advance(1, self.size);
+        place
+    }
+
+    /// The place after the used chain at `place`. Only its first descriptor was overwritten; the others, if any, look
+    /// available still, with its id. With indirect tables there is but one.
+    fn after_used(&self, mut place: Place) -> Place {
+        let id = |place: Place| load::<u16>(&self.ring, usize::from(place.index) * DESC + ID);
+        let first = id(place);
+        place.advance(1, self.size);
+        for _ in 1..self.size {
+            if self.indirect || !self.is_available(place) || id(place) != first {
+                break;
+            }
+            place.advance(1, self.size);
+        }
+        place
+    }
+}
+
+/// Whether a descriptor with these flags is the device's, on the lap of that wrap counter (§2.8.1).
+fn is_available(flags: u16, wrap: bool) -> bool {
+    (flags & AVAIL != 0) == wrap && (flags & USED != 0) != wrap
+}
+
+/// The flags of a descriptor that gives a chain back at `place`, `len` bytes written.
+fn used_flags(place: Place, len: u32) -> u16 {
+    let flags = if place.wrap { AVAIL | USED } else { 0 };
+    if len > 0 {
+        flags | VRING_DESC_F_WRITE as u16 // §2.8.4: `len` counts
+    } else {
+        flags
+    }
+}
+
+/// A chain that is to be given back.
+#[derive(Debug)]
+struct Used {
+    place: Place,
+    id: u16,
+    len: u32,
 }
 
 /// A packed ring during one burst.
@@ -129,8 +253,8 @@ pub struct PackedRing<'m> {
     position: &'m mut PackedPosition,
     /// The furthest place that was seen not to be available yet.
     end: Place,
-    /// The first used descriptor of the burst, and the flags it is to get.
-    held_back: Option<(u16, u16)>,
+    /// What the burst gives back.
+    used: Vec<Used>,
 }
 
 impl<'m> PackedRing<'m> {
@@ -148,7 +272,7 @@ impl<'m> PackedRing<'m> {
             layout,
             end: position.avail,
             position,
-            held_back: None,
+            used: Vec::new(),
         }
     }
 
@@ -170,8 +294,8 @@ impl<'m> PackedRing<'m> {
 
     /// Whether the descriptor at `place` is the device's (§2.8.1).
     fn is_available(&self, place: Place) -> bool {
-        let flags: u16 = load(&self.ring, usize::from(place.index) * DESC + FLAGS);
-        (flags & AVAIL != 0) == place.wrap && (flags & USED != 0) != place.wrap
+        let flags = load(&self.ring, usize::from(place.index) * DESC + FLAGS);
+        is_available(flags, place.wrap)
     }
 
     /// Reads the chain that starts at `index`. The end of a chain that breaks a rule is looked for all the same: its
@@ -243,30 +367,29 @@ impl<'m> PackedRing<'m> {
     }
 
     pub(super) fn complete(&mut self, chain: Chain, len: u32) {
-        let Place { index, wrap } = self.position.used;
-        let at = usize::from(index) * DESC;
-        store(&self.ring, at + LEN, len);
-        store(&self.ring, at + ID, chain.id);
-        let mut flags = if wrap { AVAIL | USED } else { 0 };
-        if len > 0 {
-            flags |= VRING_DESC_F_WRITE as u16; // §2.8.4: `len` counts
-        }
-        match self.held_back {
-            None => self.held_back = Some((index, flags)),
-            Some(_) => {
-                fence(Ordering::Release); // id and length before the flags that give them to the driver
-                store(&self.ring, at + FLAGS, flags);
-            }
-        }
+        self.used.push(Used {
+            place: self.position.used,
+            id: chain.id,
+            len,
+        });
         self.position.used.advance(chain.slots, self.layout.size);
     }
 
     pub(super) fn publish(&mut self) -> bool {
-        let Some((index, flags)) = self.held_back.take() else {
+        let Some((first, others)) = self.used.split_first() else {
             return false;
         };
+        for used in &self.used {
+            let at = usize::from(used.place.index) * DESC;
+            store(&self.ring, at + LEN, used.len);
+            store(&self.ring, at + ID, used.id);
+        }
+        fence(Ordering::Release); // ids and lengths before the flags that give them to the driver
+        others.iter().for_each(|used| self.show(used));
         fence(Ordering::Release); // all the burst before the flags that show it
-        store(&self.ring, usize::from(index) * DESC + FLAGS, flags);
+        self.show(first);
+        self.record();
+        self.used.clear();
         fence(Ordering::SeqCst); // the burst before the look at whether to notify
         let judged = self.position.judged_used.replace(self.position.used.index);
         let flags: u16 = load(&self.driver_event, EVENT_FLAGS);
@@ -277,6 +400,17 @@ impl<'m> PackedRing<'m> {
             }
             _ => true,
         }
+    }
+
+    fn show(&self, used: &Used) {
+        let at = usize::from(used.place.index) * DESC;
+        store(&self.ring, at + FLAGS, used_flags(used.place, used.len));
+    }
+
+    /// Writes down how far the ring has been worked through.
+    fn record(&self) {
+        let place = self.position.used.encode();
+        store(&self.device_event, EVENT_OFF_WRAP, place);
     }
 
     /// Whether going from `old` to here passes the place that the driver wants to hear of. Places before the last wrap are
@@ -306,9 +440,9 @@ impl<'m> PackedRing<'m> {
 
     pub(super) fn enable_kicks(&mut self) -> bool {
         self.position.kicks_off = false;
-        if self.layout.event_idx {
-            store(&self.device_event, EVENT_OFF_WRAP, self.end.encode());
-            fence(Ordering::Release); // the place before the flags that give it a meaning
+        self.record();
+        fence(Ordering::Release); // the place before the flags that give it a meaning
+        if self.layout.event_idx && self.end == self.position.used {
             self.set_device_event(VRING_PACKED_EVENT_FLAG_DESC);
         } else {
             self.set_device_event(VRING_PACKED_EVENT_FLAG_ENABLE);
