@@ -12,8 +12,12 @@ pub const WWW: &str = "www.example.test";
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// Runs a recipe, which does nothing where its product is there.
+/// Runs a recipe, which does nothing where its product is there; unless that was done outside of this machine, where
+/// packages can be had.
 fn make(recipe: &str) {
+    if super::kernel::is_test_host() {
+        return;
+    }
     netns::run(Path::new(ROOT).join(recipe).to_str().unwrap(), &[]);
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::console::Console;
+use super::kernel::Feature;
 use super::lab::{Lab, tiny_guest};
 use super::netns::until;
 
@@ -116,7 +117,12 @@ impl Machine {
 
         let [kernel, initrd, append] = tiny_guest();
         let mut qemu = lab.qemu_command();
-        qemu.args(["-nodefaults", "-no-user-config", "-accel", "tcg"]);
+        qemu.args(["-nodefaults", "-no-user-config", "-accel"]);
+        if Feature::Kvm.is_here() {
+            qemu.args(["kvm", "-cpu", "host"]);
+        } else {
+            qemu.arg("tcg");
+        }
         qemu.args(["-m", "256M", "-machine", "q35,memory-backend=memory"]);
         qemu.args([
             "-object",

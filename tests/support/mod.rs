@@ -6,6 +6,7 @@ pub mod bytes;
 pub mod console;
 pub mod driver;
 pub mod front_end;
+pub mod kernel;
 pub mod lab;
 pub mod machine;
 pub mod netns;

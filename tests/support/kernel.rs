@@ -1,0 +1,68 @@
+//! What a kernel may lack, asked of it in one place. A test that needs such a thing says so; where the kernel has it not,
+//! the test is listed with what it needs, and `scripts/test-vm` runs it in a machine whose kernel has all of it.
+
+use std::fs;
+
+use libtest_mimic::{Arguments, Trial};
+
+/// What some kernels have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Feature {
+    /// KVM that runs guests: some hosts have the device, and no virtualization of their CPU behind it.
+    Kvm,
+    /// vhost-net, a back-end in the kernel.
+    VhostNet,
+}
+
+impl Feature {
+    /// Whether this kernel has it.
+    pub fn is_here(self) -> bool {
+        match self {
+            Self::Kvm => opens("/dev/kvm") && cpu_has(&["vmx", "svm"]),
+            Self::VhostNet => opens("/dev/vhost-net"),
+        }
+    }
+}
+
+fn opens(device: &str) -> bool {
+    fs::File::options()
+        .read(true)
+        .write(true)
+        .open(device)
+        .is_ok()
+}
+
+fn cpu_has(flags: &[&str]) -> bool {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    cpuinfo.split_whitespace().any(|word| flags.contains(&word))
+}
+
+/// Whether this is the machine of `scripts/test-vm`, in which nothing is made or left out.
+pub fn is_test_host() -> bool {
+    std::env::var_os("RINGTAP_TEST_HOST").is_some()
+}
+
+/// A test that needs `features`: ignored where one is missing, but for the test host, where it fails.
+pub fn trial(name: &str, features: &'static [Feature], test: fn()) -> Trial {
+    let missing: Vec<_> = features.iter().filter(|it| !it.is_here()).collect();
+    let trial = Trial::test(name, move || {
+        for feature in features {
+            assert!(feature.is_here(), "this kernel lacks {feature:?}");
+        }
+        test();
+        Ok(())
+    });
+    if missing.is_empty() || is_test_host() {
+        return trial;
+    }
+    trial
+        .with_kind(format!("needs {missing:?}, run scripts/test-vm"))
+        .with_ignored_flag(true)
+}
+
+/// Runs trials, and never those that this kernel can't do.
+pub fn run(trials: Vec<Trial>) -> ! {
+    let mut args = Arguments::from_args();
+    args.include_ignored &= is_test_host();
+    libtest_mimic::run(&args, trials).exit()
+}
