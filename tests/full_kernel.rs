@@ -34,62 +34,50 @@ fn main() {
     ]);
 }
 
-/// Nested KVM hangs now and then, and that is not ringtap's: one more try, told.
-fn once_more_if_it_hangs(what: fn()) {
-    if std::panic::catch_unwind(what).is_err() {
-        println!("under nested KVM this failed once, trying again");
-        what();
-    }
-}
-
 fn guest_under_kvm() {
-    once_more_if_it_hangs(|| {
-        let lab = Lab::new();
-        lab.configure_guest("");
-        let web = WebServer::start(&lab.internet);
-        let started = Instant::now();
-        let mut guest = Console::boot(&mut lab.ringtap("run web1"));
-        println!("a shell after {:.1} s", started.elapsed().as_secs_f64());
-        assert_eq!(lab.pids(&["qemu-system-x86_64", "-accel kvm"]).len(), 1);
-        let started = Instant::now();
-        transfer::both_ways(&mut guest, &web, 16 << 20, 2);
-        println!("64 MiB in {:.1} s", started.elapsed().as_secs_f64());
-        assert!(guest.power_off().success());
-    });
+    let lab = Lab::new();
+    lab.configure_guest("");
+    let web = WebServer::start(&lab.internet);
+    let started = Instant::now();
+    let mut guest = Console::boot(&mut lab.ringtap("run web1"));
+    println!("a shell after {:.1} s", started.elapsed().as_secs_f64());
+    assert_eq!(lab.pids(&["qemu-system-x86_64", "-accel kvm"]).len(), 1);
+    let started = Instant::now();
+    transfer::both_ways(&mut guest, &web, 16 << 20, 2);
+    println!("64 MiB in {:.1} s", started.elapsed().as_secs_f64());
+    assert!(guest.power_off().success());
 }
 
 /// The same guest, the same bridge: ringtap's NIC is eth0, QEMU's tap with vhost=on is eth1.
 fn vhost_net_in_a_guest() {
-    once_more_if_it_hangs(|| {
-        const ARGS: [&str; 4] = [
-            "-netdev",
-            "tap,id=beside,ifname=vn0,script=no,downscript=no,vhost=on",
-            "-device",
-            "virtio-net-pci,netdev=beside,mac=52:54:00:00:00:99",
-        ];
-        let lab = Lab::new();
-        lab.configure(&tiny("web1", 10, &ARGS));
-        let mut guest = Console::start(&mut lab.ringtap("run web1"));
-        until("QEMU's tap", || {
-            lab.host
-                .attempt("ip link set vn0 master rt-default up")
-                .status
-                .success()
-        });
-        guest.wait_for("tiny: ready", std::time::Duration::from_secs(120));
-        guest.run("stty -echo");
-        for nic in ["eth0", "eth1"] {
-            until("a lease", || {
-                guest
-                    .run(&format!("ip -4 address show {nic}"))
-                    .contains("inet 192.168.100.")
-            });
-            guest.run(&format!("ping -c 3 -I {nic} 192.168.100.1"));
-        }
-        let (frames, _) = counters(&lab.host, "vn0", "rx");
-        assert!(frames > 3, "{frames} frames through vhost-net");
-        assert!(guest.power_off().success());
+    const ARGS: [&str; 4] = [
+        "-netdev",
+        "tap,id=beside,ifname=vn0,script=no,downscript=no,vhost=on",
+        "-device",
+        "virtio-net-pci,netdev=beside,mac=52:54:00:00:00:99",
+    ];
+    let lab = Lab::new();
+    lab.configure(&tiny("web1", 10, &ARGS));
+    let mut guest = Console::start(&mut lab.ringtap("run web1"));
+    until("QEMU's tap", || {
+        lab.host
+            .attempt("ip link set vn0 master rt-default up")
+            .status
+            .success()
     });
+    guest.wait_for("tiny: ready", std::time::Duration::from_secs(120));
+    guest.run("stty -echo");
+    for nic in ["eth0", "eth1"] {
+        until("a lease", || {
+            guest
+                .run(&format!("ip -4 address show {nic}"))
+                .contains("inet 192.168.100.")
+        });
+        guest.run(&format!("ping -c 3 -I {nic} 192.168.100.1"));
+    }
+    let (frames, _) = counters(&lab.host, "vn0", "rx");
+    assert!(frames > 3, "{frames} frames through vhost-net");
+    assert!(guest.power_off().success());
 }
 
 const FRAMES: u64 = 100_000;
