@@ -16,7 +16,9 @@ fn a_link_taken_down_carries_nothing_and_comes_back() {
     lab.configure("");
     assert!(bounded(&mut lab.ringtap("up"), "").status.success());
     let mut machine = Machine::bridged(&lab, "m0", false);
-    let ping = format!("ping -c 1 -W 2 {GATEWAY}");
+    // Done at the first answer; a link that has just come up may lose what comes before it.
+    let ping = format!("for i in $(seq 10); do ping -c 1 -W 2 {GATEWAY} && break; done");
+    let silence = format!("! ping -c 2 -W 2 {GATEWAY}");
     let carrier = |machine: &mut Machine, state: u8| {
         let wait = format!(
             "for i in $(seq 50); do [ $(cat /sys/class/net/eth0/carrier) = {state} ] && exit; sleep 0.1; done; exit 1"
@@ -28,8 +30,7 @@ fn a_link_taken_down_carries_nothing_and_comes_back() {
         let link = |up| json!({ "name": "net", "up": up });
         machine.qmp.run("set_link", link(false));
         carrier(&mut machine, 0);
-        let (code, said) = machine.console.attempt(&ping, support::netns::BOUND);
-        assert_ne!(code, 0, "{said}");
+        machine.console.run(&silence);
         machine.qmp.run("set_link", link(true));
         carrier(&mut machine, 1);
         machine.console.run(&ping);
