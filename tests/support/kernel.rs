@@ -60,9 +60,22 @@ pub fn trial(name: &str, features: &'static [Feature], test: fn()) -> Trial {
         .with_ignored_flag(true)
 }
 
-/// Runs trials, and never those that this kernel can't do.
-pub fn run(trials: Vec<Trial>) -> ! {
-    let mut args = Arguments::from_args();
+/// Runs trials, and never those that this kernel can't do. Takes as many names as the usual harness does, and options that
+/// are one word each.
+pub fn run(mut trials: Vec<Trial>) -> ! {
+    let (options, names): (Vec<_>, Vec<_>) = std::env::args()
+        .skip(1)
+        .partition(|word| word.starts_with('-'));
+    let exact = options.iter().any(|option| option == "--exact");
+    let is_meant = |trial: &Trial| {
+        let named = |name: &String| match exact {
+            true => trial.name() == name,
+            false => trial.name().contains(name),
+        };
+        names.is_empty() || names.iter().any(named)
+    };
+    trials.retain(is_meant);
+    let mut args = Arguments::from_iter(std::iter::once(String::new()).chain(options));
     args.include_ignored &= is_test_host();
     libtest_mimic::run(&args, trials).exit()
 }
