@@ -450,6 +450,18 @@ impl TapQueue {
             unsafe { libc::writev(self.fd.as_raw_fd(), iov, count) }
         })
     }
+
+    /// Whether the kernel has room for a frame now. Where it has not, it has hereby been asked to tell when it will: tun
+    /// and macvtap wake only those who have polled since they had no room, and a watch by edges does not.
+    ///
+    /// # Errors
+    /// Those of `poll`.
+    pub fn has_room(&self) -> io::Result<bool> {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
+        let now = rustix::event::Timespec::default();
+        Ok(rustix::io::retry_on_intr(|| poll(&mut fds, Some(&now)))? > 0)
+    }
 }
 
 impl AsRawFd for TapQueue {

@@ -289,7 +289,8 @@ impl PairLoop {
         if self.can_transmit() {
             match self.pair.process_tx() {
                 TxEnd::RingEmpty => self.tx_chains = false,
-                TxEnd::TapFull => self.tap_writable = false,
+                // If it can't be asked, look again at once rather than never.
+                TxEnd::TapFull => self.tap_writable = self.pair.tap().has_room().unwrap_or(true),
                 TxEnd::Throttled => self.tx_throttled = wait(&mut self.pair.tx_pacer),
                 TxEnd::More => {}
             }
