@@ -258,6 +258,26 @@ impl Process {
     }
 }
 
+/// Waits until those processes of `tool` that are ending have ended: a process loses its command line, by which it is
+/// found, before it lets go of its sockets.
+///
+/// # Errors
+/// Those of `poll`.
+pub fn wait_for_ending(tool: Tool) -> io::Result<()> {
+    for pid in all_pids() {
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let Some(Ok(pidfd)) = raw.map(|raw| pidfd_open(raw, PidfdFlags::empty())) else {
+            continue;
+        };
+        let read = |name| fs::read_to_string(format!("/proc/{pid}/{name}"));
+        let is_meant = read("comm").is_ok_and(|name| name.trim() == tool.name);
+        if is_meant && read("cmdline").is_ok_and(|line| line.is_empty()) {
+            wait(&pidfd, Duration::from_secs(5))?;
+        }
+    }
+    Ok(())
+}
+
 fn all_pids() -> impl Iterator<Item = u32> {
     fs::read_dir("/proc")
         .into_iter()

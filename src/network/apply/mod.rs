@@ -278,6 +278,7 @@ fn start_dnsmasq(dir: &Path, files: &DnsmasqFiles, lock: &File) -> Result<(), St
         make_dir(dir)?;
     }
     write_files(dir, files)?;
+    programs::wait_for_ending(DNSMASQ)?; // one that was killed just now has the addresses still
     // It goes to the background once its sockets are bound, and fails before that: success means it serves.
     programs::run_holding(DNSMASQ, &[&conf_option(dir)], "", lock)?;
     observe::dnsmasq(dir)
