@@ -95,7 +95,7 @@ impl Args {
             }
             Accelerator::Tcg => self.option("-accel", "tcg"),
         }
-        self.option("-smp", guest.cpus.to_string());
+        self.option("-smp", cpus(guest.cpus, accel));
         self.option("-m", format!("{}M", memory >> 20));
         self.option(
             "-object",
@@ -174,6 +174,19 @@ impl Args {
     }
 }
 
+/// The guest's CPUs.
+///
+/// QEMU translates for a machine that can only ever have one CPU as if nobody else saw its memory: a locked instruction
+/// becomes a plain one (up to 7.2 a fence becomes nothing), so that the guest's "tell me from here on" can reach memory
+/// after it has looked whether anything came. The backend is another CPU to the guest: with both sides missing each
+/// other's word, a queue stops for good. Room for a second CPU makes QEMU keep the guest's order.
+fn cpus(count: u16, accel: Accelerator) -> String {
+    match accel {
+        Accelerator::Tcg if count == 1 => "1,maxcpus=2".to_owned(),
+        _ => count.to_string(),
+    }
+}
+
 /// QEMU's option parser takes a comma for the end of a value unless it is doubled.
 fn escaped(path: &Path) -> OsString {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -240,6 +253,15 @@ mod tests {
             let line = line(&guest, 1, accel, version);
             assert_eq!(line.contains("vectors=0"), without, "{line}");
         }
+    }
+
+    #[test]
+    fn a_translated_guest_of_one_cpu_keeps_the_order_of_its_memory() {
+        let mut guest = guest("");
+        assert!(line(&guest, 1, Accelerator::Tcg, OLD).contains("-smp 2 "));
+        guest.cpus = 1;
+        assert!(line(&guest, 1, Accelerator::Tcg, OLD).contains("-smp 1,maxcpus=2 "));
+        assert!(line(&guest, 1, Accelerator::Kvm, OLD).contains("-smp 1 "));
     }
 
     #[test]

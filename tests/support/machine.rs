@@ -121,7 +121,8 @@ impl Machine {
         if Feature::Kvm.is_here() {
             qemu.args(["kvm", "-cpu", "host"]);
         } else {
-            qemu.arg("tcg");
+            // With one CPU at most QEMU would not keep the order of the guest's memory accesses.
+            qemu.args(["tcg", "-smp", "1,maxcpus=2"]);
         }
         qemu.args(["-m", "256M", "-machine", "q35,memory-backend=memory"]);
         qemu.args([
