@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::types::{MacAddr, Name};
@@ -18,9 +18,9 @@ pub const IP_FORWARD: &str = "net.ipv4.ip_forward";
 pub struct Inventory {
     /// Where ringtap keeps its files on this host.
     pub run_dir: PathBuf,
-    /// Its links, with their IPv4 addresses.
+    /// Its links, with their addresses.
     pub links: Vec<Link>,
-    /// Its IPv4 routes, those of the default route and of its own addresses aside.
+    /// Its routes, those of the default route and of its own addresses aside.
     pub routes: Vec<Route>,
     /// [`IP_FORWARD`] and the sysctls that the kernel changes along with it, by name.
     pub forwarding: BTreeMap<String, String>,
@@ -61,16 +61,16 @@ pub struct Link {
     /// The bridge or other link it is a port of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub master: Option<String>,
-    /// Its IPv4 addresses with their prefix lengths.
+    /// Its addresses with their prefix lengths, those that every link has (fe80::) aside.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub addresses: Vec<Ipv4Net>,
+    pub addresses: Vec<IpNet>,
 }
 
-/// An IPv4 route of the host.
+/// A route of the host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Route {
     /// Where it leads.
-    pub to: Ipv4Net,
+    pub to: IpNet,
     /// The link it leaves by, if it is that kind of route.
     pub link: Option<String>,
 }
@@ -82,7 +82,7 @@ pub struct Held {
     pub bridge: bool,
     /// The addresses ringtap put on it.
     #[serde(default)]
-    pub addresses: Vec<Ipv4Net>,
+    pub addresses: Vec<IpNet>,
     /// The nft table ringtap loaded last.
     #[serde(default)]
     pub table: Option<Table>,

@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -71,7 +71,7 @@ impl Record {
     }
 
     /// The addresses ringtap gave to the bridge.
-    pub fn addresses(&self) -> Vec<Ipv4Net> {
+    pub fn addresses(&self) -> Vec<IpNet> {
         let address = |step: &Step| match step {
             Step::DeleteAddress { address, .. } => Some(*address),
             _ => None,

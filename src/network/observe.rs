@@ -6,12 +6,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use futures_util::TryStreamExt;
-use ipnet::Ipv4Net;
-use rtnetlink::packet_route::AddressFamily;
+use ipnet::IpNet;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
@@ -152,7 +151,7 @@ fn link(message: &LinkMessage, names: &LinkNames, addresses: &[AddressMessage]) 
         master: None,
         addresses: addresses
             .iter()
-            .filter_map(|address| ipv4_of(address, index))
+            .filter_map(|address| address_of(address, index))
             .collect(),
     };
     for attribute in &message.attributes {
@@ -179,29 +178,40 @@ fn kind(info: &LinkInfo) -> Option<String> {
     }
 }
 
-/// The IPv4 address of `message`, if it is one of link `index`.
-fn ipv4_of(message: &AddressMessage, index: u32) -> Option<Ipv4Net> {
-    let ours = message.header.index == index && message.header.family == AddressFamily::Inet;
-    // `Local` is the link's own; `Address` is the peer's on a point-to-point link.
-    let local = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            AddressAttribute::Local(IpAddr::V4(ip)) => Some(*ip),
-            _ => None,
-        });
-    Ipv4Net::new(local.filter(|_| ours)?, message.header.prefix_len).ok()
+/// The address of `message`, if it is one of link `index` and not one that every link has.
+fn address_of(message: &AddressMessage, index: u32) -> Option<IpNet> {
+    // `Local` is the link's own, and `Address` the peer's on a point-to-point link; else they are one, and IPv6 has but
+    // the latter.
+    let mut own = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => own = Some(*ip),
+            AddressAttribute::Address(ip) => own = own.or(Some(*ip)),
+            _ => {}
+        }
+    }
+    let own = own.filter(|ip| message.header.index == index && !is_link_local(*ip))?;
+    IpNet::new(own, message.header.prefix_len).ok()
+}
+
+/// fe80::/10, of which every link has its own.
+fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
 fn routes(netlink: &Netlink, names: &LinkNames) -> Result<Vec<Route>, NetlinkError> {
-    let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let messages: Vec<RouteMessage> = netlink.ask("list routes", |handle: Handle| async move {
-        handle.route().get(all).execute().try_collect().await
-    })?;
-    let mut routes: Vec<Route> = messages
-        .iter()
-        .filter_map(|message| route(message, names))
-        .collect();
+    let all = [
+        RouteMessageBuilder::<Ipv4Addr>::new().build(),
+        RouteMessageBuilder::<Ipv6Addr>::new().build(),
+    ];
+    let mut routes = Vec::new();
+    for all in all {
+        let messages: Vec<RouteMessage> = netlink
+            .ask("list routes", |handle: Handle| async move {
+                handle.route().get(all).execute().try_collect().await
+            })?;
+        routes.extend(messages.iter().filter_map(|message| route(message, names)));
+    }
     routes.sort();
     routes.dedup();
     Ok(routes)
@@ -218,22 +228,19 @@ fn route(message: &RouteMessage, names: &LinkNames) -> Option<Route> {
     if local || prefix == 0 {
         return None;
     }
-    let to = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(*ip),
-            _ => None,
-        })?;
-    let link = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Oif(index) => names.get(index).cloned(),
-            _ => None,
-        });
+    let mut to = None;
+    let mut link = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => to = Some(IpAddr::V4(*ip)),
+            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => to = Some(IpAddr::V6(*ip)),
+            RouteAttribute::Oif(index) => link = names.get(index).cloned(),
+            _ => {}
+        }
+    }
+    let to = to.filter(|ip| !is_link_local(*ip))?;
     Some(Route {
-        to: Ipv4Net::new(to, prefix).ok()?,
+        to: IpNet::new(to, prefix).ok()?,
         link,
     })
 }

@@ -5,10 +5,11 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{
     BridgeStpState, InfoKind, LinkAttribute, LinkInfo, LinkMessage,
 };
@@ -181,15 +182,20 @@ impl Netlink {
         self.ask(doing, |handle| handle.link().set(message).execute())
     }
 
-    /// Gives `name` an address.
+    /// Gives `name` an address, which is in use at once: other hosts are not asked whether they have it.
     ///
     /// # Errors
     /// The kernel's, or there is no such link.
-    pub fn add_address(&self, name: &IfName, address: Ipv4Net) -> Result<(), NetlinkError> {
+    pub fn add_address(&self, name: &IfName, address: IpNet) -> Result<(), NetlinkError> {
         let index = self.index(name)?;
         self.ask(format!("give {name} the address {address}"), |handle| {
-            let (ip, prefix) = (IpAddr::V4(address.addr()), address.prefix_len());
-            handle.address().add(index, ip, prefix).execute()
+            let mut request = handle
+                .address()
+                .add(index, address.addr(), address.prefix_len());
+            if address.addr().is_ipv6() {
+                request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+            }
+            request.execute()
         })
     }
 
@@ -197,14 +203,21 @@ impl Netlink {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn delete_address(&self, name: &IfName, address: Ipv4Net) -> Result<(), NetlinkError> {
+    pub fn delete_address(&self, name: &IfName, address: IpNet) -> Result<(), NetlinkError> {
         let Some(link) = self.link(name)? else {
             return Ok(());
         };
-        let message = AddressMessageBuilder::<Ipv4Addr>::new()
-            .index(link.header.index)
-            .address(address.addr(), address.prefix_len())
-            .build();
+        let (index, prefix) = (link.header.index, address.prefix_len());
+        let message = match address {
+            IpNet::V4(net) => AddressMessageBuilder::<Ipv4Addr>::new()
+                .index(index)
+                .address(net.addr(), prefix)
+                .build(),
+            IpNet::V6(net) => AddressMessageBuilder::<Ipv6Addr>::new()
+                .index(index)
+                .address(net.addr(), prefix)
+                .build(),
+        };
         let doing = format!("take the address {address} from {name}");
         match self.ask(doing, |handle| handle.address().del(message).execute()) {
             Err(error) if error.source.raw_os_error() == Some(libc::EADDRNOTAVAIL) => Ok(()),

@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use serde::Serialize;
 
 use super::inventory::{Inventory, Link};
@@ -175,6 +176,11 @@ fn is_bridge_of(network: &Network, found: &Link) -> bool {
     found.kind.as_deref() == Some("bridge") && found.mac == Some(nat::bridge_mac(network))
 }
 
+/// Whether the two have an address in common.
+fn overlap(one: IpNet, other: IpNet) -> bool {
+    one.contains(&other.network()) || other.contains(&one.network())
+}
+
 /// An address or route of another link that shares addresses with the network.
 fn taken_addresses(
     network: &Network,
@@ -185,14 +191,14 @@ fn taken_addresses(
     let remedy = || format!("choose another subnet than {subnet}");
     for link in inventory.links.iter().filter(|link| !ours(&link.name)) {
         for address in &link.addresses {
-            if subnet.overlaps(*address) {
+            if overlap(subnet.net().into(), *address) {
                 let cause = format!("{subnet} overlaps {address} on link `{}`", link.name);
                 return Some((cause, remedy()));
             }
         }
     }
     for route in &inventory.routes {
-        if !route.link.as_deref().is_some_and(ours) && subnet.overlaps(route.to) {
+        if !route.link.as_deref().is_some_and(ours) && overlap(subnet.net().into(), route.to) {
             let over = match &route.link {
                 Some(link) => format!("over link `{link}`"),
                 None => "of the host".to_owned(),

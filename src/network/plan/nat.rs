@@ -60,7 +60,7 @@ fn bridge(network: &Network, held: &Held, inventory: &Inventory, steps: &mut Vec
             was: found.mtu,
         });
     }
-    let address = network.subnet.gateway_net();
+    let address = network.subnet.gateway_net().into();
     // Only addresses of ours go: a person may have added one.
     for &old in &held.addresses {
         if old != address && found.addresses.contains(&old) {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::network::inventory::{DnsmasqFiles, IP_FORWARD};
@@ -57,14 +57,14 @@ pub enum Step {
         /// The link.
         link: IfName,
         /// The address with its prefix length.
-        address: Ipv4Net,
+        address: IpNet,
     },
     /// Take an address from a link.
     DeleteAddress {
         /// The link.
         link: IfName,
         /// The address with its prefix length.
-        address: Ipv4Net,
+        address: IpNet,
     },
     /// Load an nft table of family inet in place of the one of that name, in one transaction.
     ReplaceTable {
@@ -235,7 +235,12 @@ impl fmt::Display for Step {
             Step::SetUp { link } => write!(f, "ip link set {link} up"),
             Step::SetDown { link } => write!(f, "ip link set {link} down"),
             Step::AddAddress { link, address } => {
-                write!(f, "ip address add {address} brd + dev {link}")
+                // No other host has the gateway's address: guests need not wait until that is found out.
+                let option = match address {
+                    IpNet::V4(_) => "brd +",
+                    IpNet::V6(_) => "nodad",
+                };
+                write!(f, "ip address add {address} {option} dev {link}")
             }
             Step::DeleteAddress { link, address } => {
                 write!(f, "ip address delete {address} dev {link}")
