@@ -58,6 +58,19 @@ impl<'t> Section<'t> {
         }
     }
 
+    /// Where the value of `key` stands; where the table starts if it is not there.
+    pub(super) fn span_of(&self, key: &str) -> Range<usize> {
+        self.get(key).map_or(self.span.clone(), Spanned::span)
+    }
+
+    /// Where item `index` of the list at `key` stands; where the table starts if it is not there.
+    pub(super) fn span_of_item(&self, key: &str, index: usize) -> Range<usize> {
+        let item = self
+            .get(key)
+            .and_then(|list| list.get_ref().as_array()?.get(index));
+        item.map_or(self.span.clone(), Spanned::span)
+    }
+
     fn get(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
         self.table.get(key)
     }

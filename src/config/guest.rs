@@ -1,0 +1,240 @@
+//! Guests of the file: their types, and how they are read.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::network::Network;
+use super::problem::suggest;
+use super::reader::{At, Reader, Section};
+use super::values::Memory;
+use super::{Read, ReadMap, read_count, section_name};
+use crate::types::{IfName, MacAddr, Name, QueuePairs};
+
+/// A virtual machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guest {
+    /// Its name in the file, and its host name on its networks.
+    pub name: Name,
+    /// Virtual CPUs, 1 to 255.
+    pub cpus: u16,
+    /// RAM.
+    pub memory: Memory,
+    /// Disk images, in order.
+    pub disks: Vec<PathBuf>,
+    /// A kernel to boot directly.
+    pub kernel: Option<PathBuf>,
+    /// The initial RAM disk of `kernel`.
+    pub initrd: Option<PathBuf>,
+    /// The command line of `kernel`.
+    pub append: Option<String>,
+    /// Network cards, in order.
+    pub nics: Vec<Nic>,
+    /// What runs the virtual CPUs.
+    pub accel: Accel,
+    /// Words put at the end of QEMU's command line as they are.
+    pub qemu_args: Vec<String>,
+}
+
+impl Guest {
+    /// The name of the tap on the host behind NIC number `index`, counted from 0.
+    pub fn tap(&self, index: usize) -> IfName {
+        IfName::for_tap(&self.name, index)
+    }
+}
+
+/// A guest's network card.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nic {
+    /// The network it is plugged into; there is one of that name.
+    pub network: Name,
+    /// The address DHCP gives it; one of the range where there is none.
+    pub ip: Option<Ipv4Addr>,
+    /// Its MAC address; derived from the guest's name and the NIC's number unless the file has one.
+    pub mac: MacAddr,
+    /// How many pairs of queues it has.
+    pub queue_pairs: QueuePairs,
+}
+
+/// What runs a guest's virtual CPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Accel {
+    /// KVM where the host has it and can use it, else TCG.
+    #[default]
+    Auto,
+    /// The host's CPUs.
+    Kvm,
+    /// QEMU's translator.
+    Tcg,
+}
+
+impl FromStr for Accel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "kvm" => Ok(Self::Kvm),
+            "tcg" => Ok(Self::Tcg),
+            _ => Err(format!("unknown accelerator {text:?}")),
+        }
+    }
+}
+
+/// Every `[guests.NAME]`, whose NICs are on `networks`.
+pub(super) fn read_all<'t>(
+    reader: &Reader<'t>,
+    root: &Section<'t>,
+    networks: &ReadMap<'t, Network>,
+) -> ReadMap<'t, Guest> {
+    reader
+        .tables(root, "guests")
+        .into_iter()
+        .filter_map(|(name, section)| {
+            let name = section_name(reader, root, "guests", &name)?;
+            Some((name.clone(), read_guest(reader, section, name, networks)))
+        })
+        .collect()
+}
+
+fn read_guest<'t>(
+    reader: &Reader<'t>,
+    section: Section<'t>,
+    name: Name,
+    networks: &ReadMap<'t, Network>,
+) -> Read<'t, Guest> {
+    let known = [
+        "cpus",
+        "memory",
+        "disks",
+        "kernel",
+        "initrd",
+        "append",
+        "nics",
+        "accel",
+        "qemu-args",
+    ];
+    reader.known_keys(&section, &known);
+    let cpus = match reader.integer(&section, "cpus") {
+        Some(number) => read_count(reader, &number, section.key("cpus"), 255),
+        None => Some(1),
+    };
+    let memory = reader
+        .required(&section, "memory", "\"512M\"")
+        .and_then(|text| reader.parse(&text, section.key("memory"), "write it as \"512M\""));
+    let disks = reader
+        .text_list(&section, "disks")
+        .iter()
+        .filter_map(|disk| reader.resolve(disk, section.key("disks")))
+        .collect();
+    let kernel = reader.path(&section, "kernel");
+    let initrd = reader.path(&section, "initrd");
+    let append = reader.text(&section, "append");
+    for (key, there) in [("initrd", initrd.is_some()), ("append", append.is_some())] {
+        if there && kernel.is_none() {
+            reader.problem(
+                &section.span,
+                section.key(key),
+                "only goes with a kernel",
+                "add kernel = \"…\", or leave it out",
+            );
+        }
+    }
+    let accel = reader
+        .text(&section, "accel")
+        .and_then(|text| {
+            let remedy = suggest(text.value, ["auto", "kvm", "tcg"]);
+            reader.parse(&text, section.key("accel"), &remedy)
+        })
+        .map_or(Accel::Auto, |accel| accel.value);
+    let qemu_args = reader
+        .text_list(&section, "qemu-args")
+        .iter()
+        .map(|word| word.value.to_owned())
+        .collect();
+    let tables = reader.table_list(&section, "nics");
+    let nics: Vec<Option<Nic>> = tables
+        .iter()
+        .enumerate()
+        .map(|(index, table)| read_nic(reader, table, &format!("{name}/{index}"), networks))
+        .collect();
+    let nics: Option<Vec<Nic>> = nics.into_iter().collect();
+    let value = (|| {
+        Some(Guest {
+            name,
+            cpus: cpus?,
+            memory: memory?.value,
+            disks,
+            kernel,
+            initrd,
+            append: append.map(|text| text.value.to_owned()),
+            nics: nics?,
+            accel,
+            qemu_args,
+        })
+    })();
+    Read { section, value }
+}
+
+fn read_nic<'t>(
+    reader: &Reader<'t>,
+    table: &Section<'t>,
+    mac_seed: &str,
+    networks: &ReadMap<'t, Network>,
+) -> Option<Nic> {
+    reader.known_keys(table, &["network", "ip", "mac", "queue-pairs"]);
+    let network = reader
+        .required(table, "network", "\"default\"")
+        .and_then(|text| {
+            let found = networks.get_key_value(&text.value.parse::<Name>().ok()?);
+            found.or_else(|| {
+                reader.problem(
+                    &text.span,
+                    table.key("network"),
+                    format!("no network is called {:?}", text.value),
+                    suggest(text.value, networks.keys().map(Name::as_str)),
+                );
+                None
+            })
+        });
+    let ip = read_ip(reader, table);
+    let mac = reader.parsed::<MacAddr>(table, "mac", "or leave it out for a stable one");
+    let queue_pairs = match reader.integer(table, "queue-pairs") {
+        Some(number) => read_count(reader, &number, table.key("queue-pairs"), 256)?
+            .try_into()
+            .ok()?,
+        None => QueuePairs::ONE,
+    };
+    let (name, network) = network?;
+    if let (Some(ip), Some(network)) = (&ip, &network.value) {
+        if let Some(refusal) = network.subnet.refusal(ip.value) {
+            let guests = network.subnet.guests();
+            reader.problem(
+                &ip.span,
+                table.key("ip"),
+                refusal,
+                format!("write one of {}-{}", guests.first, guests.last),
+            );
+        }
+    }
+    Some(Nic {
+        network: name.clone(),
+        ip: ip.map(|ip| ip.value),
+        mac: mac.map_or_else(|| MacAddr::derived_from(mac_seed), |mac| mac.value),
+        queue_pairs,
+    })
+}
+
+fn read_ip(reader: &Reader<'_>, table: &Section<'_>) -> Option<At<Ipv4Addr>> {
+    let text = reader.text(table, "ip")?;
+    let value = text.value.parse().ok();
+    if value.is_none() {
+        let cause = format!("{:?} is not an IPv4 address", text.value);
+        let remedy = "write it as \"192.168.100.10\"";
+        reader.problem(&text.span, table.key("ip"), cause, remedy);
+    }
+    Some(At {
+        value: value?,
+        span: text.span,
+    })
+}
