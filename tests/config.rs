@@ -38,12 +38,15 @@ fn a_good_file_is_read_whole() {
 
     let default = config.network(&name("default")).unwrap();
     assert_eq!(default.bridge().as_str(), "rt-default");
-    assert_eq!(default.subnet.gateway().to_string(), "192.168.100.1");
-    assert_eq!(default.dhcp.count(), 253);
+    assert_eq!(
+        default.ipv4.unwrap().subnet.gateway().to_string(),
+        "192.168.100.1"
+    );
+    assert_eq!(default.ipv4.unwrap().dhcp.count(), 253);
     assert_eq!(default.domain.as_str(), "default.internal");
     assert_eq!(default.mtu, None);
     let lab = config.network(&name("lab")).unwrap();
-    assert_eq!(lab.dhcp.first.to_string(), "10.66.0.50");
+    assert_eq!(lab.ipv4.unwrap().dhcp.first.to_string(), "10.66.0.50");
     assert_eq!(lab.domain.as_str(), "vm.internal");
     assert_eq!(lab.mtu.unwrap().get(), 9000);
 

@@ -40,6 +40,8 @@ const LAB: &str = r#"
 [networks.lab]
 mode = "nat"
 subnet = "10.66.0.0/24"
+ipv6 = "fd00:66::/64"
+nat66 = true
 "#;
 
 /// A pretend host with a file and a place for the run directory.
@@ -215,7 +217,7 @@ fn up_twice_changes_nothing_and_down_restores_the_host() {
     assert!(plan.contains("ip link add rt-default address"), "{plan}");
     let json: serde_json::Value =
         serde_json::from_str(&host.ringtap(&["plan", "--json"]).succeeded()).unwrap();
-    let command = json["steps"][0]["command"].as_str().unwrap();
+    let command = json["steps"][1]["command"].as_str().unwrap();
     assert!(command.starts_with("ip link add rt-default"), "{command}");
     serde_json::from_value::<Inventory>(json["inventory"].clone()).unwrap();
     host.is_as(&before);

@@ -1,6 +1,6 @@
 //! Guests of the file: their types, and how they are read.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -50,6 +50,8 @@ pub struct Nic {
     pub network: Name,
     /// The address DHCP gives it; one of the range where there is none.
     pub ip: Option<Ipv4Addr>,
+    /// The address DHCPv6 gives it; one of its range where there is none.
+    pub ipv6: Option<Ipv6Addr>,
     /// Its MAC address; derived from the guest's name and the NIC's number unless the file has one.
     pub mac: MacAddr,
     /// How many pairs of queues it has.
@@ -182,7 +184,7 @@ fn read_nic<'t>(
     mac_seed: &str,
     networks: &ReadMap<'t, Network>,
 ) -> Option<Nic> {
-    reader.known_keys(table, &["network", "ip", "mac", "queue-pairs"]);
+    reader.known_keys(table, &["network", "ip", "ipv6", "mac", "queue-pairs"]);
     let network = reader
         .required(table, "network", "\"default\"")
         .and_then(|text| {
@@ -197,7 +199,8 @@ fn read_nic<'t>(
                 None
             })
         });
-    let ip = read_ip(reader, table);
+    let ip = read_ip::<Ipv4Addr>(reader, table, "ip", "\"192.168.100.10\"");
+    let ipv6 = read_ip::<Ipv6Addr>(reader, table, "ipv6", "\"fd00:100::10\"");
     let mac = reader.parsed::<MacAddr>(table, "mac", "or leave it out for a stable one");
     let queue_pairs = match reader.integer(table, "queue-pairs") {
         Some(number) => read_count(reader, &number, table.key("queue-pairs"), 256)?
@@ -206,35 +209,79 @@ fn read_nic<'t>(
         None => QueuePairs::ONE,
     };
     let (name, network) = network?;
-    if let (Some(ip), Some(network)) = (&ip, &network.value) {
-        if let Some(refusal) = network.subnet.refusal(ip.value) {
-            let guests = network.subnet.guests();
-            reader.problem(
-                &ip.span,
-                table.key("ip"),
-                refusal,
-                format!("write one of {}-{}", guests.first, guests.last),
-            );
+    if let Some(network) = &network.value {
+        if let Some(ip) = &ip {
+            check_ip(reader, table, ip, network);
+        }
+        if let Some(ipv6) = &ipv6 {
+            check_ipv6(reader, table, ipv6, network);
         }
     }
     Some(Nic {
         network: name.clone(),
         ip: ip.map(|ip| ip.value),
+        ipv6: ipv6.map(|ip| ip.value),
         mac: mac.map_or_else(|| MacAddr::derived_from(mac_seed), |mac| mac.value),
         queue_pairs,
     })
 }
 
-fn read_ip(reader: &Reader<'_>, table: &Section<'_>) -> Option<At<Ipv4Addr>> {
-    let text = reader.text(table, "ip")?;
+fn read_ip<T: FromStr>(
+    reader: &Reader<'_>,
+    table: &Section<'_>,
+    key: &str,
+    example: &str,
+) -> Option<At<T>> {
+    let text = reader.text(table, key)?;
     let value = text.value.parse().ok();
     if value.is_none() {
-        let cause = format!("{:?} is not an IPv4 address", text.value);
-        let remedy = "write it as \"192.168.100.10\"";
-        reader.problem(&text.span, table.key("ip"), cause, remedy);
+        let kind = if key == "ip" { "IPv4" } else { "IPv6" };
+        let cause = format!("{:?} is not an {kind} address", text.value);
+        reader.problem(
+            &text.span,
+            table.key(key),
+            cause,
+            format!("write it as {example}"),
+        );
     }
     Some(At {
         value: value?,
         span: text.span,
     })
+}
+
+fn check_ip(reader: &Reader<'_>, table: &Section<'_>, ip: &At<Ipv4Addr>, network: &Network) {
+    let problem = |cause: String, remedy: String| {
+        reader.problem(&ip.span, table.key("ip"), cause, remedy);
+    };
+    let Some(ipv4) = network.ipv4 else {
+        let cause = format!("network {} has no IPv4 addresses", network.name);
+        return problem(
+            cause,
+            "give it a subnet, or leave the address out".to_owned(),
+        );
+    };
+    if let Some(refusal) = ipv4.subnet.refusal(ip.value) {
+        let guests = ipv4.subnet.guests();
+        problem(
+            refusal,
+            format!("write one of {}-{}", guests.first, guests.last),
+        );
+    }
+}
+
+fn check_ipv6(reader: &Reader<'_>, table: &Section<'_>, ip: &At<Ipv6Addr>, network: &Network) {
+    let problem = |cause: String, remedy: String| {
+        reader.problem(&ip.span, table.key("ipv6"), cause, remedy);
+    };
+    let Some(prefix) = network.ipv6 else {
+        let cause = format!("network {} has no IPv6 addresses", network.name);
+        return problem(
+            cause,
+            "give it ipv6 = \"…\", or leave the address out".to_owned(),
+        );
+    };
+    if let Some(refusal) = prefix.refusal(ip.value) {
+        problem(refusal, format!("write another one of {prefix}"));
+    }
 }

@@ -14,18 +14,19 @@ mod reader;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use toml::de::DeTable;
 
-use crate::types::{IfName, MacAddr, Name};
+use crate::types::{Family, IfName, MacAddr, Name};
 pub use guest::{Accel, Guest, Nic};
-pub use network::{Mode, Network};
+pub use network::{Ipv4, Mode, Network};
 use problem::suggest;
 pub use problem::{Problem, Problems};
 use reader::{At, Reader, Section, line_of};
-pub use values::{DhcpRange, Domain, Memory, Subnet};
+pub use values::{DhcpRange, Domain, Memory, Prefix, Subnet};
 
 /// What the file says.
 #[derive(Debug, Clone)]
@@ -185,42 +186,52 @@ fn section_name(
 }
 
 fn check_subnets(reader: &Reader<'_>, networks: &ReadMap<'_, Network>) {
-    let mut seen: Vec<&Network> = Vec::new();
+    let mut seen: Vec<(&Network, IpNet)> = Vec::new();
     for read in networks.values() {
-        let Some(network) = &read.value else {
-            continue;
-        };
-        for other in &seen {
-            if network.subnet.overlaps(other.subnet.net()) {
+        for (key, family) in [("subnet", Family::Ipv4), ("ipv6", Family::Ipv6)] {
+            let Some((network, net)) = read
+                .value
+                .as_ref()
+                .and_then(|network| Some((network, network.prefix(family)?)))
+            else {
+                continue;
+            };
+            for (other, with) in seen.iter().filter(|(_, with)| overlap(net, *with)) {
                 reader.problem(
-                    &read.section.span_of("subnet"),
-                    read.section.key("subnet"),
-                    format!(
-                        "{} overlaps {} of networks.{}",
-                        network.subnet, other.subnet, other.name
-                    ),
+                    &read.section.span_of(key),
+                    read.section.key(key),
+                    format!("{net} overlaps {with} of networks.{}", other.name),
                     "give each network addresses of its own",
                 );
             }
+            seen.push((network, net));
         }
-        seen.push(network);
     }
+}
+
+/// Whether the two have an address in common.
+pub fn overlap(one: IpNet, other: IpNet) -> bool {
+    one.contains(&other.network()) || other.contains(&one.network())
 }
 
 /// No address may be on a network twice, no MAC address anywhere twice.
 fn check_nics(reader: &Reader<'_>, guests: &ReadMap<'_, Guest>) {
-    let mut ips: BTreeMap<(&Name, Ipv4Addr), String> = BTreeMap::new();
+    let mut ips: BTreeMap<(&Name, IpAddr), String> = BTreeMap::new();
     let mut macs: BTreeMap<MacAddr, String> = BTreeMap::new();
     for read in guests.values() {
         let nics = read.value.iter().flat_map(|guest| &guest.nics);
         for (index, nic) in nics.enumerate() {
             let span = &read.section.span_of_item("nics", index);
             let place = format!("{}[{index}]", read.section.key("nics"));
-            if let Some(ip) = nic.ip {
+            for (key, ip) in [
+                ("ip", nic.ip.map(IpAddr::V4)),
+                ("ipv6", nic.ipv6.map(IpAddr::V6)),
+            ] {
+                let Some(ip) = ip else { continue };
                 if let Some(first) = ips.insert((&nic.network, ip), place.clone()) {
                     let cause = format!("{ip} is already the address of {first}");
                     let remedy = "give each NIC an address of its own";
-                    reader.problem(span, format!("{place}.ip"), cause, remedy);
+                    reader.problem(span, format!("{place}.{key}"), cause, remedy);
                 }
             }
             if let Some(first) = macs.insert(nic.mac, place.clone()) {
@@ -255,6 +266,28 @@ fn check_links(reader: &Reader<'_>, networks: &ReadMap<'_, Network>, guests: &Re
                 ),
                 "choose a shorter name for one of them",
             );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nets_overlap_whichever_is_larger_and_within_a_family() {
+        for (one, other, expected) in [
+            ("10.66.0.0/24", "10.66.0.0/24", true),
+            ("10.66.0.0/24", "10.66.0.128/25", true),
+            ("10.66.0.0/24", "10.0.0.0/8", true),
+            ("10.66.0.0/24", "10.66.1.0/24", false),
+            ("fd00:66::/64", "fd00:66::5/128", true),
+            ("fd00:66::/64", "fd00:67::/64", false),
+            ("0.0.0.0/0", "::/0", false),
+        ] {
+            let [a, b] = [one, other].map(|net| net.parse().unwrap());
+            assert_eq!(overlap(a, b), expected, "{one} {other}");
+            assert_eq!(overlap(b, a), expected, "{other} {one}");
         }
     }
 }

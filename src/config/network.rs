@@ -1,28 +1,44 @@
 //! Networks of the file: their types, and how they are read.
 
+use std::fmt::Display;
 use std::str::FromStr;
+
+use ipnet::IpNet;
 
 use super::problem::suggest;
 use super::reader::{At, Reader, Section};
-use super::values::{DhcpRange, Domain, Subnet};
+use super::values::{DhcpRange, Domain, Prefix, Subnet};
 use super::{Read, ReadMap, section_name};
-use crate::types::{IfName, Mtu, Name};
+use crate::types::{Family, IfName, Mtu, Name};
 
 /// A network that guests' NICs are plugged into.
+///
+/// It has a bridge of its own, on which the host is the gateway with the first address of each family, and serves DHCP
+/// and DNS: at least one of `ipv4` and `ipv6` is there. Only where the host keeps off (`isolated`, `host = false`) both
+/// may be missing, and are but what guests' addresses are checked against.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {
     /// Its name in the file.
     pub name: Name,
     /// How it meets the world.
     pub mode: Mode,
-    /// Its IPv4 addresses; the gateway is the first.
-    pub subnet: Subnet,
-    /// The addresses that DHCP hands out; all that guests may have unless the file says less.
-    pub dhcp: DhcpRange,
+    /// Its IPv4 addresses.
+    pub ipv4: Option<Ipv4>,
+    /// Its IPv6 addresses.
+    pub ipv6: Option<Prefix>,
     /// The domain that guests' names are in; `NAME.internal` unless the file says otherwise.
     pub domain: Domain,
     /// The MTU of the bridge, the taps and the guests; the kernel's default where there is none.
     pub mtu: Option<Mtu>,
+}
+
+/// The IPv4 addresses of a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ipv4 {
+    /// All of them.
+    pub subnet: Subnet,
+    /// Those that DHCP hands out; all that guests may have unless the file says less.
+    pub dhcp: DhcpRange,
 }
 
 impl Network {
@@ -30,34 +46,53 @@ impl Network {
     pub fn bridge(&self) -> IfName {
         IfName::derived_from("rt-", &self.name)
     }
+
+    /// Its addresses of one family.
+    pub fn prefix(&self, family: Family) -> Option<IpNet> {
+        match family {
+            Family::Ipv4 => self.ipv4.map(|ipv4| ipv4.subnet.net().into()),
+            Family::Ipv6 => self.ipv6.map(|prefix| prefix.net().into()),
+        }
+    }
+
+    /// Whether the host has addresses on it, and serves it.
+    pub fn has_host(&self) -> bool {
+        self.mode != Mode::Isolated { host: false }
+    }
+
+    /// The host's own addresses on it.
+    pub fn gateways(&self) -> Vec<IpNet> {
+        let ipv4 = self.ipv4.map(|ipv4| ipv4.subnet.gateway_net().into());
+        let ipv6 = self.ipv6.map(|prefix| prefix.gateway_net().into());
+        let all = ipv4.into_iter().chain(ipv6);
+        all.filter(|_| self.has_host()).collect()
+    }
 }
 
 /// How a network meets the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Guests share the host's address.
-    Nat,
+    /// Guests share the host's IPv4 address, and with `nat66` its IPv6 address.
+    Nat {
+        /// Whether IPv6 is translated as well.
+        nat66: bool,
+    },
+    /// Guests are reached at their own addresses, through the host.
+    Routed,
+    /// Guests reach each other and the host, and nobody else.
+    Isolated {
+        /// Whether they reach the host.
+        host: bool,
+    },
+    /// As routed, with the firewall left to the admin.
+    Open,
 }
 
 impl Mode {
     /// What the file calls modes that exist.
-    const SUPPORTED: [&str; 1] = ["nat"];
+    const SUPPORTED: [&str; 4] = ["nat", "routed", "isolated", "open"];
     /// What the file will call those to come: refused, but known not to be a slip of the keyboard.
-    const PLANNED: [&str; 5] = ["bridge", "routed", "isolated", "open", "macvtap"];
-}
-
-impl FromStr for Mode {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "nat" => Ok(Self::Nat),
-            _ if Self::PLANNED.contains(&text) => {
-                Err(format!("mode {text:?} is not supported yet"))
-            }
-            _ => Err(format!("unknown mode {text:?}")),
-        }
-    }
+    const PLANNED: [&str; 2] = ["bridge", "macvtap"];
 }
 
 /// Every `[networks.NAME]`.
@@ -73,30 +108,45 @@ pub(super) fn read_all<'t>(reader: &Reader<'t>, root: &Section<'t>) -> ReadMap<'
 }
 
 fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Read<'t, Network> {
-    reader.known_keys(&section, &["mode", "subnet", "dhcp", "domain", "mtu"]);
-    let mode = reader
-        .required(&section, "mode", "\"nat\"")
-        .and_then(|text| read_mode(reader, &section, &text));
-    let subnet = reader
-        .required(&section, "subnet", "\"192.168.100.0/24\"")
-        .and_then(|text| {
-            let remedy = match text.value.parse::<ipnet::Ipv4Net>() {
-                Ok(net) if net.trunc() != net => format!("write \"{}\"", net.trunc()),
-                _ => "write it as \"192.168.100.0/24\"".to_owned(),
-            };
-            reader.parse::<Subnet>(&text, section.key("subnet"), &remedy)
-        });
-    let dhcp = read_dhcp(reader, &section, subnet.as_ref());
+    let known = [
+        "mode", "subnet", "ipv6", "dhcp", "domain", "mtu", "host", "nat66",
+    ];
+    reader.known_keys(&section, &known);
+    let mode = read_mode(reader, &section);
+    let subnet = read_net::<Subnet>(reader, &section, "subnet", "192.168.100.0/24");
+    let prefix = read_net::<Prefix>(reader, &section, "ipv6", "fd00:100::/64");
+    let served = mode != Some(Mode::Isolated { host: false });
+    let needs_addresses = served && (mode.is_some() || !section.has("mode"));
+    if needs_addresses && subnet.is_none() && prefix.is_none() {
+        reader.missing(&section, "subnet", "\"192.168.100.0/24\"");
+    }
+    let unserved = ["dhcp", "domain"].into_iter().filter(|_| !served);
+    for key in unserved.filter(|key| section.has(key)) {
+        reader.problem(
+            &section.span_of(key),
+            section.key(key),
+            "there is no DHCP and no DNS where the host keeps off (host = false)",
+            "leave it out",
+        );
+    }
+    if mode == Some(Mode::Nat { nat66: true }) && prefix.is_none() {
+        reader.missing(&section, "ipv6", "\"fd00:100::/64\"");
+    }
+    let dhcp = read_dhcp(reader, &section, subnet.as_ref().and_then(Option::as_ref));
     let domain = reader.parsed::<Domain>(&section, "domain", "write it as \"vm.internal\"");
     let mtu = reader
         .integer(&section, "mtu")
         .and_then(|number| read_mtu(reader, &section, &number));
-    let value = mode.zip(subnet).and_then(|(mode, subnet)| {
-        let subnet = subnet.value;
+    // A key that is there and wrong leaves no network; one that is not there leaves none of that family.
+    let value = (|| {
+        let subnet = subnet.map_or(Some(None), |read| read.map(|at| Some(at.value)))?;
         Some(Network {
-            mode,
-            subnet,
-            dhcp: dhcp.unwrap_or_else(|| subnet.guests()),
+            mode: mode?,
+            ipv4: subnet.map(|subnet| Ipv4 {
+                subnet,
+                dhcp: dhcp.unwrap_or_else(|| subnet.guests()),
+            }),
+            ipv6: prefix.map_or(Some(None), |read| read.map(|at| Some(at.value)))?,
             domain: match domain {
                 Some(domain) => domain.value,
                 None => format!("{name}.internal").parse().ok()?,
@@ -104,19 +154,68 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
             mtu,
             name,
         })
-    });
+    })();
     Read { section, value }
 }
 
-fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>, text: &At<&str>) -> Option<Mode> {
-    let remedy = if Mode::PLANNED.contains(&text.value) {
-        format!("supported: {}", Mode::SUPPORTED.join(", "))
+/// The addresses at `key`: none where there is no such key, and none inside where there is no valid value.
+fn read_net<T: FromStr<Err: Display>>(
+    reader: &Reader<'_>,
+    section: &Section<'_>,
+    key: &str,
+    example: &str,
+) -> Option<Option<At<T>>> {
+    let text = reader.text(section, key)?;
+    let remedy = match text.value.parse::<IpNet>() {
+        Ok(net) if net.trunc() != net => format!("write \"{}\"", net.trunc()),
+        _ => format!("write it as {example:?}"),
+    };
+    Some(reader.parse(&text, section.key(key), &remedy))
+}
+
+fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
+    let text = reader.required(section, "mode", "\"nat\"")?;
+    let truth = |key| reader.boolean(section, key).map(|truth| truth.value);
+    let (host, nat66) = (truth("host"), truth("nat66"));
+    let only_for = |key: &str, there: bool, mode: &str| {
+        if there && text.value != mode {
+            reader.problem(
+                &section.span_of(key),
+                section.key(key),
+                format!("only goes with mode = {mode:?}"),
+                "leave it out",
+            );
+        }
+    };
+    only_for("host", host.is_some(), "isolated");
+    only_for("nat66", nat66.is_some(), "nat");
+    let mode = match text.value {
+        "nat" => Mode::Nat {
+            nat66: nat66.unwrap_or(false),
+        },
+        "routed" => Mode::Routed,
+        "isolated" => Mode::Isolated {
+            host: host.unwrap_or(true),
+        },
+        "open" => Mode::Open,
+        _ => {
+            unknown_mode(reader, section, &text);
+            return None;
+        }
+    };
+    Some(mode)
+}
+
+fn unknown_mode(reader: &Reader<'_>, section: &Section<'_>, text: &At<&str>) {
+    let (cause, remedy) = if Mode::PLANNED.contains(&text.value) {
+        let cause = format!("mode {:?} is not supported yet", text.value);
+        (cause, format!("supported: {}", Mode::SUPPORTED.join(", ")))
     } else {
         let known = Mode::SUPPORTED.iter().chain(&Mode::PLANNED).copied();
-        suggest(text.value, known)
+        let cause = format!("unknown mode {:?}", text.value);
+        (cause, suggest(text.value, known))
     };
-    let mode = reader.parse(text, section.key("mode"), &remedy)?;
-    Some(mode.value)
+    reader.problem(&text.span, section.key("mode"), cause, remedy);
 }
 
 fn read_dhcp<'t>(

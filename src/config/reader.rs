@@ -58,6 +58,11 @@ impl<'t> Section<'t> {
         }
     }
 
+    /// Whether `key` is there.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
     /// Where the value of `key` stands; where the table starts if it is not there.
     pub(super) fn span_of(&self, key: &str) -> Range<usize> {
         self.get(key).map_or(self.span.clone(), Spanned::span)
@@ -240,6 +245,21 @@ impl<'t> Reader<'t> {
             }),
             None => {
                 self.wrong_type(value, section.key(key), "a whole number", "1");
+                None
+            }
+        }
+    }
+
+    /// The truth value at `key`, if it is there.
+    pub(super) fn boolean(&self, section: &Section<'t>, key: &str) -> Option<At<bool>> {
+        let value = section.get(key)?;
+        match value.get_ref() {
+            DeValue::Boolean(truth) => Some(At {
+                value: *truth,
+                span: value.span(),
+            }),
+            _ => {
+                self.wrong_type(value, section.key(key), "true or false", "true");
                 None
             }
         }

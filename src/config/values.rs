@@ -1,10 +1,10 @@
 //! Values that only the file has: subnets, DHCP ranges, domains, memory sizes. Valid because they exist.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::types::InvalidValue;
 
@@ -52,11 +52,6 @@ impl Subnet {
             None
         }
     }
-
-    /// Whether the two have an address in common.
-    pub fn overlaps(self, other: Ipv4Net) -> bool {
-        self.0.contains(&other.network()) || other.contains(&self.0.network())
-    }
 }
 
 impl FromStr for Subnet {
@@ -87,6 +82,99 @@ impl FromStr for Subnet {
 }
 
 impl fmt::Display for Subnet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A network's IPv6 prefix, /64 to /112, written as its network address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Prefix(Ipv6Net);
+
+impl Prefix {
+    /// The length that guests need to make addresses of their own (SLAAC, RFC 4862).
+    const SLAAC: u8 = 64;
+
+    /// The prefix as a network address and length.
+    pub fn net(self) -> Ipv6Net {
+        self.0
+    }
+
+    /// The host's own address on the network: the first one.
+    pub fn gateway(self) -> Ipv6Addr {
+        self.nth(1)
+    }
+
+    /// The gateway with the prefix's length, as it is put on the bridge.
+    pub fn gateway_net(self) -> Ipv6Net {
+        // The length comes from a valid net, so the fallback is never taken.
+        Ipv6Net::new(self.gateway(), self.0.prefix_len()).unwrap_or(self.0)
+    }
+
+    /// The first and the last address that DHCPv6 gives out: those whose last 16 bits alone differ from the prefix's.
+    pub fn dhcp(self) -> [Ipv6Addr; 2] {
+        [self.nth(2), self.nth(0xffff)]
+    }
+
+    /// Whether guests can make addresses of their own.
+    pub fn has_slaac(self) -> bool {
+        self.0.prefix_len() == Self::SLAAC
+    }
+
+    /// Whether it is of fc00::/7 (RFC 4193), which nobody beyond knows a way to.
+    pub fn is_unique_local(self) -> bool {
+        self.0.addr().is_unique_local()
+    }
+
+    /// Why no guest can have `address`, if so.
+    pub fn refusal(self, address: Ipv6Addr) -> Option<String> {
+        let net = self.0;
+        if !net.contains(&address) {
+            Some(format!("{address} is outside the prefix {net}"))
+        } else if address == self.gateway() {
+            Some(format!("{address} is the gateway of {net}"))
+        } else if address == net.network() {
+            Some(format!(
+                "{address} is the routers' anycast address of {net}"
+            ))
+        } else {
+            None
+        }
+    }
+
+    fn nth(self, number: u128) -> Ipv6Addr {
+        Ipv6Addr::from(u128::from(self.0.network()) + number)
+    }
+}
+
+impl FromStr for Prefix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let net: Ipv6Net = text
+            .parse()
+            .map_err(|_| format!("{text:?} is not an IPv6 prefix, such as fd00:100::/64"))?;
+        if !(Self::SLAAC..=112).contains(&net.prefix_len()) {
+            return Err(format!(
+                "a /{} is no size for a network: /64 to /112 are",
+                net.prefix_len()
+            ));
+        }
+        if net.addr() != net.network() {
+            return Err(format!(
+                "{text} has host bits set: the prefix is {}",
+                net.trunc()
+            ));
+        }
+        let global = net.addr().segments()[0] & 0xe000 == 0x2000;
+        if !global && !net.addr().is_unique_local() {
+            return Err(format!("{text} is not a range that hosts can have"));
+        }
+        Ok(Self(net))
+    }
+}
+
+impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -221,15 +309,23 @@ mod tests {
     }
 
     #[test]
-    fn subnets_overlap_whichever_is_larger() {
-        let subnet: Subnet = "10.66.0.0/24".parse().unwrap();
-        for (other, expected) in [
-            ("10.66.0.0/24", true),
-            ("10.66.0.128/25", true),
-            ("10.0.0.0/8", true),
-            ("10.66.1.0/24", false),
+    fn a_prefix_gives_its_first_addresses_and_knows_what_guests_can_make_of_it() {
+        let prefix: Prefix = "fd00:66::/64".parse().unwrap();
+        assert_eq!(prefix.gateway_net().to_string(), "fd00:66::1/64");
+        let [first, last] = prefix.dhcp().map(|ip| ip.to_string());
+        assert_eq!((&*first, &*last), ("fd00:66::2", "fd00:66::ffff"));
+        assert!(prefix.has_slaac() && prefix.is_unique_local());
+        let carved: Prefix = "2001:db8:0:0:5::/112".parse().unwrap();
+        assert!(!carved.has_slaac() && !carved.is_unique_local());
+        assert_eq!(carved.dhcp()[1].to_string(), "2001:db8::5:0:0:ffff");
+        for bad in [
+            "fd00::/63",
+            "fd00::/113",
+            "::1/64",
+            "ff02::/64",
+            "::ffff:0:0/96",
         ] {
-            assert_eq!(subnet.overlaps(other.parse().unwrap()), expected, "{other}");
+            assert!(bad.parse::<Prefix>().is_err(), "{bad}");
         }
     }
 

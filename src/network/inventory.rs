@@ -8,10 +8,15 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{MacAddr, Name};
+use crate::types::{Family, MacAddr, Name};
 
-/// The sysctl that makes a host forward IPv4.
-pub const IP_FORWARD: &str = "net.ipv4.ip_forward";
+/// The sysctl that makes a host forward.
+pub fn forwarding_key(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "net.ipv4.ip_forward",
+        Family::Ipv6 => "net.ipv6.conf.all.forwarding",
+    }
+}
 
 /// What a host has that a plan may depend on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,8 +27,8 @@ pub struct Inventory {
     pub links: Vec<Link>,
     /// Its routes, those of the default route and of its own addresses aside.
     pub routes: Vec<Route>,
-    /// [`IP_FORWARD`] and the sysctls that the kernel changes along with it, by name.
-    pub forwarding: BTreeMap<String, String>,
+    /// The sysctls that plans may depend on or change along with others, by name.
+    pub sysctls: BTreeMap<String, String>,
     /// What ringtap has there already, by network.
     #[serde(default)]
     pub networks: BTreeMap<Name, Held>,
@@ -35,11 +40,15 @@ impl Inventory {
         self.links.iter().find(|link| link.name == name)
     }
 
-    /// Whether the host forwards IPv4.
-    pub fn forwards(&self) -> bool {
-        self.forwarding
-            .get(IP_FORWARD)
-            .is_some_and(|value| value == "1")
+    /// Whether the host forwards packets of `family`.
+    pub fn forwards(&self, family: Family) -> bool {
+        let value = self.sysctls.get(forwarding_key(family));
+        value.is_some_and(|value| value == "1")
+    }
+
+    /// Whether the kernel has IPv6.
+    pub fn has_ipv6(&self) -> bool {
+        self.sysctls.contains_key(forwarding_key(Family::Ipv6))
     }
 }
 
@@ -64,6 +73,13 @@ pub struct Link {
     /// Its addresses with their prefix lengths, those that every link has (fe80::) aside.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<IpNet>,
+    /// Whether a router advertisement that came in here gave the host a default route.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub by_ra: bool,
+}
+
+fn is_false(truth: &bool) -> bool {
+    !truth
 }
 
 /// A route of the host.
@@ -78,6 +94,9 @@ pub struct Route {
 /// What ringtap made for a network, as its journal has it and as the host confirms.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
+    /// Whether the network's directory is there.
+    #[serde(default)]
+    pub dir: bool,
     /// Whether ringtap made (or was about to make) the network's bridge.
     pub bridge: bool,
     /// The addresses ringtap put on it.

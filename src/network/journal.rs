@@ -121,10 +121,10 @@ impl Journal {
     pub fn before(&mut self, network: Option<&Name>, step: &Step) {
         let list = self.teardown_of(network);
         for teardown in step.teardown() {
-            // What was shared before the first change is what goes back, not what a later one found.
+            // What was there before the first change is what goes back, not what a later one found.
             let known = list
                 .iter()
-                .any(|old| *old == teardown || (teardown.is_shared() && old.is_shared()));
+                .any(|old| *old == teardown || old.restores_the_same_as(&teardown));
             if !known {
                 list.push(teardown);
             }

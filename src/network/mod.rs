@@ -19,6 +19,7 @@ pub mod journal;
 pub mod observe;
 pub mod plan;
 mod plug;
+pub mod policy;
 pub mod port;
 mod status;
 

@@ -13,7 +13,9 @@ use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
+};
 use rtnetlink::{Handle, RouteMessageBuilder};
 use thiserror::Error;
 
@@ -23,7 +25,7 @@ use super::inventory::{Dnsmasq, DnsmasqFiles, Held, Inventory, Link, Route, Tabl
 use super::journal::{Journal, Record};
 use super::plan::{conf_option, files, network_dir, table_name};
 use crate::programs::{Process, ToolError};
-use crate::types::{MacAddr, Name};
+use crate::types::{Family, IfName, MacAddr, Name};
 
 /// The host can't be looked at.
 #[derive(Debug, Error)]
@@ -48,7 +50,13 @@ pub fn observe(
     run_dir: &Path,
     journal: &Journal,
 ) -> Result<Inventory, ObserveError> {
-    let (links, names) = links(netlink)?;
+    let (mut links, names) = links(netlink)?;
+    let routes = routes(netlink)?;
+    for link in &mut links {
+        link.by_ra = routes
+            .iter()
+            .any(|message| is_by_ra(message, &link.name, &names));
+    }
     let listings = nft::listings()?;
     let networks = journal
         .networks
@@ -57,11 +65,24 @@ pub fn observe(
         .collect();
     Ok(Inventory {
         run_dir: run_dir.to_owned(),
+        sysctls: sysctls(&links, journal).map_err(ObserveError::Sysctls)?,
         links,
-        routes: routes(netlink, &names)?,
-        forwarding: sysctl::forwarding().map_err(ObserveError::Sysctls)?,
+        routes: worth_knowing(&routes, &names),
         networks,
     })
+}
+
+/// Forwarding, and IPv6 on ringtap's bridges and where the host heeds routers.
+fn sysctls(links: &[Link], journal: &Journal) -> io::Result<BTreeMap<String, String>> {
+    let mut values = sysctl::forwarding(Family::Ipv4)?;
+    values.append(&mut sysctl::forwarding(Family::Ipv6)?);
+    let bridges = journal.networks.values().filter_map(Record::bridge);
+    let by_ra = links.iter().filter(|link| link.by_ra);
+    let names = bridges
+        .map(IfName::as_str)
+        .chain(by_ra.map(|link| link.name.as_str()));
+    values.append(&mut sysctl::ipv6_of(names)?);
+    Ok(values)
 }
 
 /// The names of the links that are ports of `bridge`.
@@ -81,6 +102,7 @@ fn held(run_dir: &Path, name: &Name, record: &Record, listings: &BTreeMap<String
     let listed = listings.get(&table_name(name));
     let served = record.served.as_ref();
     Held {
+        dir: dir.is_dir(),
         bridge: record.bridge().is_some(),
         addresses: record.addresses(),
         table: record.table.as_ref().map(|table| Table {
@@ -153,6 +175,7 @@ fn link(message: &LinkMessage, names: &LinkNames, addresses: &[AddressMessage]) 
             .iter()
             .filter_map(|address| address_of(address, index))
             .collect(),
+        by_ra: false,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -199,22 +222,38 @@ fn is_link_local(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
-fn routes(netlink: &Netlink, names: &LinkNames) -> Result<Vec<Route>, NetlinkError> {
+fn routes(netlink: &Netlink) -> Result<Vec<RouteMessage>, NetlinkError> {
     let all = [
         RouteMessageBuilder::<Ipv4Addr>::new().build(),
         RouteMessageBuilder::<Ipv6Addr>::new().build(),
     ];
-    let mut routes = Vec::new();
+    let mut messages = Vec::new();
     for all in all {
-        let messages: Vec<RouteMessage> = netlink
+        let mut of_family: Vec<RouteMessage> = netlink
             .ask("list routes", |handle: Handle| async move {
                 handle.route().get(all).execute().try_collect().await
             })?;
-        routes.extend(messages.iter().filter_map(|message| route(message, names)));
+        messages.append(&mut of_family);
     }
+    Ok(messages)
+}
+
+/// Whether `message` is a default route over `link` that a router advertised.
+fn is_by_ra(message: &RouteMessage, link: &str, names: &LinkNames) -> bool {
+    let default = message.header.destination_prefix_length == 0;
+    let over = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::Oif(index) => names.get(index).is_some_and(|name| name == link),
+        _ => false,
+    };
+    default && message.header.protocol == RouteProtocol::Ra && message.attributes.iter().any(over)
+}
+
+fn worth_knowing(messages: &[RouteMessage], names: &LinkNames) -> Vec<Route> {
+    let routes = messages.iter().filter_map(|message| route(message, names));
+    let mut routes: Vec<Route> = routes.collect();
     routes.sort();
     routes.dedup();
-    Ok(routes)
+    routes
 }
 
 /// The route of `message`, but for the default route (everything overlaps that) and those the kernel makes

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use ipnet::IpNet;
 use serde::Serialize;
 
 use super::inventory::Inventory;
@@ -60,7 +61,8 @@ struct NetworkStatus {
     name: Name,
     state: State,
     bridge: String,
-    gateway: String,
+    /// The host's addresses on the bridge.
+    gateways: Vec<IpNet>,
     dnsmasq_pid: Option<u32>,
     ports: Vec<String>,
     /// What `up` would do, a line each.
@@ -92,7 +94,7 @@ impl NetworkStatus {
         Self {
             name: network.name.clone(),
             state,
-            gateway: network.subnet.gateway_net().to_string(),
+            gateways: network.gateways(),
             dnsmasq_pid: held.and_then(|held| Some(held.dnsmasq.as_ref()?.pid)),
             ports: ports.map(|link| link.name.clone()).collect(),
             bridge,
@@ -119,10 +121,12 @@ impl StatusReport {
                 State::Drifted => "drifted",
             };
             say(format_args!("{}: {state}", network.name));
-            say(format_args!(
-                "  bridge {}, gateway {}",
-                network.bridge, network.gateway
-            ));
+            let gateways = network
+                .gateways
+                .iter()
+                .map(|net| format!(", gateway {net}"));
+            let gateways: String = gateways.collect();
+            say(format_args!("  bridge {}{gateways}", network.bridge));
             if let Some(pid) = network.dnsmasq_pid {
                 say(format_args!("  dnsmasq {pid}"));
             }

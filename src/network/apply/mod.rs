@@ -14,7 +14,7 @@ use std::path::Path;
 
 use thiserror::Error;
 
-use super::inventory::DnsmasqFiles;
+use super::inventory::{DnsmasqFiles, forwarding_key};
 use super::journal::{Journal, LoadedTable, RunDir, RunDirError, make_dir, write_whole};
 use super::observe;
 use super::plan::{Planned, Step, conf_option, files, take_back};
@@ -243,12 +243,18 @@ fn execute(
                 rules: rules.clone(),
             });
         }
-        Step::DeleteTable { table } => {
+        Step::DeleteTable { table, .. } => {
             nft::delete(table, lock)?;
             record.table = None;
         }
-        Step::EnableForwarding { .. } => sysctl::enable_forwarding()?,
-        Step::RestoreForwarding { before } => sysctl::restore_forwarding(before)?,
+        Step::SetSysctl { key, value, .. } => sysctl::set(key, value)?,
+        Step::EnableForwarding { family, .. } => sysctl::set(forwarding_key(*family), "1")?,
+        Step::RestoreForwarding { family, before } => sysctl::restore_forwarding(*family, before)?,
+        Step::MakeDir { dir } => {
+            for dir in dir.parent().into_iter().chain([dir.as_path()]) {
+                make_dir(dir)?;
+            }
+        }
         Step::StartDnsmasq { dir, files } => {
             start_dnsmasq(dir, files, lock)?;
             record.served = Some(files.clone());
@@ -274,9 +280,6 @@ fn execute(
 }
 
 fn start_dnsmasq(dir: &Path, files: &DnsmasqFiles, lock: &File) -> Result<(), StepError> {
-    for dir in dir.parent().into_iter().chain([dir]) {
-        make_dir(dir)?;
-    }
     write_files(dir, files)?;
     programs::wait_for_ending(DNSMASQ)?; // one that was killed just now has the addresses still
     // It goes to the background once its sockets are bound, and fails before that: success means it serves.

@@ -1,74 +1,105 @@
-//! Sysctls: IPv4 forwarding, with all that the kernel changes along with it.
+//! Sysctls: what plans depend on, and forwarding with all that the kernel changes along with it.
 //!
-//! Setting `ip_forward` sets `forwarding` of every link and flips `accept_redirects` of `all`
-//! (ip-sysctl.rst: "changing its value resets all configuration parameters to their default state"), so those are read
+//! Making a host forward sets `forwarding` of every link, and for IPv4 flips `accept_redirects` of `all` (ip-sysctl.rst:
+//! "changing its value resets all configuration parameters to their default state"), so those are read
 //! before and put back after.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::{fs, io};
 
-use crate::network::inventory::IP_FORWARD;
+use crate::network::inventory::forwarding_key;
+use crate::types::Family;
 
 /// Where sysctls are; their names have slashes for dots.
 const ROOT: &str = "/proc/sys";
-/// Of each link, and of `all` and `default`.
-const PER_LINK: &str = "/proc/sys/net/ipv4/conf";
 
-/// `ip_forward` and what changes along with it, by name.
+/// What makes the host forward packets of `family` and what changes along with it, by name; nothing where the kernel does
+/// not have the family.
 ///
 /// # Errors
 /// `/proc` is not readable.
-pub fn forwarding() -> io::Result<BTreeMap<String, String>> {
+pub fn forwarding(family: Family) -> io::Result<BTreeMap<String, String>> {
+    let (per_link, mut names) = match family {
+        Family::Ipv4 => (
+            "net.ipv4.conf",
+            vec!["net.ipv4.conf.all.accept_redirects".to_owned()],
+        ),
+        Family::Ipv6 => ("net.ipv6.conf", Vec::new()),
+    };
+    names.push(forwarding_key(family).to_owned());
+    let links = match fs::read_dir(file(per_link)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        links => links?,
+    };
+    for entry in links {
+        if let Ok(link) = entry?.file_name().into_string() {
+            names.push(format!("{per_link}.{}.forwarding", escaped(&link)));
+        }
+    }
+    values(names)
+}
+
+/// What the host does with IPv6 on each of `links`, by name.
+///
+/// # Errors
+/// `/proc` is not readable.
+pub fn ipv6_of<'a>(links: impl Iterator<Item = &'a str>) -> io::Result<BTreeMap<String, String>> {
+    let keys = |link| {
+        let link = escaped(link);
+        ["accept_ra", "disable_ipv6"].map(|key| format!("net.ipv6.conf.{link}.{key}"))
+    };
+    values(links.flat_map(keys))
+}
+
+/// The values of those of `names` that are there.
+fn values(names: impl IntoIterator<Item = String>) -> io::Result<BTreeMap<String, String>> {
     let mut values = BTreeMap::new();
-    let mut read = |name: String| -> io::Result<()> {
+    for name in names {
         match fs::read_to_string(file(&name)) {
             Ok(value) => values.insert(name, value.trim().to_owned()),
             // A link that went away in between.
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        Ok(())
-    };
-    read(IP_FORWARD.to_owned())?;
-    read("net.ipv4.conf.all.accept_redirects".to_owned())?;
-    for entry in fs::read_dir(PER_LINK)? {
-        if let Ok(link) = entry?.file_name().into_string() {
-            // Dots in link names are written as slashes (sysctl(8)).
-            read(format!(
-                "net.ipv4.conf.{}.forwarding",
-                link.replace('.', "/")
-            ))?;
-        }
     }
     Ok(values)
 }
 
-/// Sets `ip_forward`.
+/// Sets `key`; that its link is gone is fine.
 ///
 /// # Errors
 /// It can't be written.
-pub fn enable_forwarding() -> io::Result<()> {
-    fs::write(file(IP_FORWARD), "1")
+pub fn set(key: &str, value: &str) -> io::Result<()> {
+    match fs::write(file(key), value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
 }
 
-/// Puts `before` back: `ip_forward` first, then what the kernel did not reset by itself.
+/// Puts `before` back: the switch first, then what the kernel did not reset by itself.
 ///
 /// # Errors
 /// One of them can't be written.
-pub fn restore_forwarding(before: &BTreeMap<String, String>) -> io::Result<()> {
-    let now = forwarding()?;
-    if let Some(value) = before.get(IP_FORWARD) {
-        if now.get(IP_FORWARD) != Some(value) {
-            fs::write(file(IP_FORWARD), value)?;
+pub fn restore_forwarding(family: Family, before: &BTreeMap<String, String>) -> io::Result<()> {
+    let switch = forwarding_key(family);
+    let now = forwarding(family)?;
+    if let Some(value) = before.get(switch) {
+        if now.get(switch) != Some(value) {
+            set(switch, value)?;
         }
     }
-    for (name, value) in forwarding()? {
+    for (name, value) in forwarding(family)? {
         if let Some(old) = before.get(&name).filter(|old| **old != value) {
-            fs::write(file(&name), old)?;
+            set(&name, old)?;
         }
     }
     Ok(())
+}
+
+/// A link's name as a part of a sysctl's: dots are written as slashes (sysctl(8)).
+fn escaped(link: &str) -> String {
+    link.replace('.', "/")
 }
 
 fn file(name: &str) -> PathBuf {

@@ -3,12 +3,14 @@
 //! One dnsmasq a network, which listens on the network's bridge alone. What changes often (guests, their
 //! addresses and names) is in the two hosts files, which it reads again on SIGHUP; the rest needs a restart.
 
-use std::fmt::Write;
+use std::net::IpAddr;
 use std::path::Path;
 
 use super::step::{Step, files};
-use crate::config::{Config, Guest, Network, Nic};
+use crate::config::{Config, Guest, Ipv4, Mode, Network, Nic, Prefix};
 use crate::network::inventory::{Dnsmasq, DnsmasqFiles};
+use crate::network::policy::Policy;
+use crate::types::Family;
 
 /// No dnsmasq needs to remember more leases than this.
 const MOST_LEASES: u32 = 65536;
@@ -35,6 +37,15 @@ pub(super) fn steps(dir: &Path, wanted: DnsmasqFiles, found: Option<&Dnsmasq>) -
         }],
         was => vec![Step::StopDnsmasq { dir, was }, start],
     }
+}
+
+/// The steps from `found` to no dnsmasq, in a directory that guests can still be plugged in by.
+pub(super) fn none(dir: &Path, found: Option<&Dnsmasq>) -> Vec<Step> {
+    let stop = |found: &Dnsmasq| Step::StopDnsmasq {
+        dir: dir.to_owned(),
+        was: found.files.clone(),
+    };
+    found.map(stop).into_iter().collect()
 }
 
 /// The files of `network`, whose directory is `dir`.
@@ -66,18 +77,9 @@ fn conf(network: &Network, dir: &Path) -> String {
         format!("domain={}", network.domain),
         format!("local=/{}/", network.domain),
         "domain-needed".into(),
-        format!(
-            "dhcp-range={},{},{}",
-            network.dhcp.first,
-            network.dhcp.last,
-            network.subnet.net().netmask()
-        ),
         "dhcp-no-override".into(),
         "dhcp-authoritative".into(),
-        format!(
-            "dhcp-lease-max={}",
-            network.subnet.guests().count().min(MOST_LEASES)
-        ),
+        format!("dhcp-lease-max={}", most_leases(network)),
         format!("dhcp-leasefile={}", file(files::LEASES)),
         format!("dhcp-hostsfile={}", file(files::DHCP_HOSTS)),
         // Clones of a disk image share a client id, but not a MAC address.
@@ -85,21 +87,74 @@ fn conf(network: &Network, dir: &Path) -> String {
         // A guest's name is what the file says; a guest must not be able to take another's.
         "dhcp-ignore-names=tag:!known".into(),
     ];
-    if let Some(mtu) = network.mtu {
-        lines.push(format!("dhcp-option=option:mtu,{mtu}"));
+    if let Mode::Isolated { .. } = network.mode {
+        // What is beyond is not for these guests, its names included.
+        lines.push("no-resolv".into());
+    }
+    if let Some(ipv4) = network.ipv4 {
+        lines.extend(dhcpv4(network, ipv4));
+    }
+    if let Some(prefix) = network.ipv6 {
+        lines.extend(dhcpv6(network, prefix));
     }
     lines.join("\n") + "\n"
 }
 
-/// Which MAC address gets which address and name.
+/// Both families share the limit.
+fn most_leases(network: &Network) -> u32 {
+    match (network.ipv4, network.ipv6) {
+        (Some(ipv4), None) => ipv4.subnet.guests().count().min(MOST_LEASES),
+        _ => MOST_LEASES,
+    }
+}
+
+fn dhcpv4(network: &Network, ipv4: Ipv4) -> Vec<String> {
+    let Ipv4 { subnet, dhcp } = ipv4;
+    let mask = subnet.net().netmask();
+    let mut lines = vec![format!("dhcp-range={},{},{mask}", dhcp.first, dhcp.last)];
+    if !leads_out(network, Family::Ipv4) {
+        lines.push("dhcp-option=option:router".into()); // none
+    }
+    if let Some(mtu) = network.mtu {
+        lines.push(format!("dhcp-option=option:mtu,{mtu}"));
+    }
+    lines
+}
+
+/// Router advertisements, which give the bridge's MTU as well, and DHCPv6.
+fn dhcpv6(network: &Network, prefix: Prefix) -> Vec<String> {
+    let [first, last] = prefix.dhcp();
+    // With addresses of their own making guests get their name from the one they have by DHCPv4.
+    let slaac = if prefix.has_slaac() {
+        "slaac,ra-names,"
+    } else {
+        ""
+    };
+    let length = prefix.net().prefix_len();
+    let mut lines = vec![
+        "enable-ra".into(),
+        format!("dhcp-range={first},{last},{slaac}{length}"),
+    ];
+    if !leads_out(network, Family::Ipv6) {
+        // A router for no time at all is one that guests don't send other packets to (RFC 4861, 6.2.3).
+        lines.push(format!("ra-param={},600,0", network.bridge()));
+    }
+    lines
+}
+
+fn leads_out(network: &Network, family: Family) -> bool {
+    Policy::of(network, family).is_some_and(|policy| policy.outbound)
+}
+
+/// Which MAC address gets which addresses and name.
 fn dhcp_hosts(config: &Config, network: &Network) -> String {
     let mut text = String::new();
     for (guest, nic) in nics_on(config, network) {
-        // Writing to a String can't fail.
-        let _ = match nic.ip {
-            Some(ip) => writeln!(text, "{},{ip},{}", nic.mac, guest.name),
-            None => writeln!(text, "{},{}", nic.mac, guest.name),
-        };
+        let mut words = vec![nic.mac.to_string()];
+        words.extend(nic.ip.map(|ip| ip.to_string()));
+        words.extend(nic.ipv6.map(|ip| format!("[{ip}]")));
+        words.push(guest.name.to_string());
+        text.push_str(&(words.join(",") + "\n"));
     }
     text
 }
@@ -108,8 +163,9 @@ fn dhcp_hosts(config: &Config, network: &Network) -> String {
 fn hosts(config: &Config, network: &Network) -> String {
     let mut text = String::new();
     for (guest, nic) in nics_on(config, network) {
-        if let Some(ip) = nic.ip {
-            let _ = writeln!(text, "{ip} {}", guest.name);
+        let ips = [nic.ip.map(IpAddr::V4), nic.ipv6.map(IpAddr::V6)];
+        for ip in ips.into_iter().flatten() {
+            text.push_str(&format!("{ip} {}\n", guest.name));
         }
     }
     text

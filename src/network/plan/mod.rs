@@ -4,20 +4,21 @@
 //! they agree, or refuses with every [`Clash`] it sees. Nothing here reads a file, runs a program or opens a
 //! socket: golden folders under `tests/plans` hold file, inventory and expected steps.
 
+mod bridge;
 mod dnsmasq;
-mod nat;
+mod forwarding;
+mod rules;
 mod step;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use ipnet::IpNet;
 use serde::Serialize;
 
 use super::inventory::{Inventory, Link};
-use crate::config::{Config, Mode, Network};
-use crate::types::Name;
+use crate::config::{Config, Network, overlap};
+use crate::types::{Family, IfName, Name};
 pub use step::{Step, conf_option, files, replace_script};
 
 /// The kernel's MTU for a link that is told none, in bytes.
@@ -50,46 +51,42 @@ pub fn plan(
     if !clashes.is_empty() {
         return Err(Clashes(clashes));
     }
-    let mut steps: Vec<Planned> = networks
-        .iter()
-        .flat_map(|network| {
-            let steps = match network.mode {
-                Mode::Nat => nat::steps(config, network, inventory),
-            };
-            let name = network.name.clone();
-            steps.into_iter().map(move |step| Planned {
-                network: Some(name.clone()),
-                step,
-            })
+    let of_networks = networks.iter().flat_map(|network| {
+        let steps = bridge::steps(config, network, inventory);
+        let name = network.name.clone();
+        steps.into_iter().map(move |step| Planned {
+            network: Some(name.clone()),
+            step,
         })
-        .collect();
-    // Last, once every network has its rules: this opens the host to forwarding as a whole.
-    let forwarding = networks.iter().any(|network| network.mode == Mode::Nat);
-    if forwarding && !inventory.forwards() {
-        steps.push(Planned {
-            network: None,
-            step: Step::EnableForwarding {
-                before: inventory.forwarding.clone(),
-            },
-        });
-    }
-    Ok(steps)
+    });
+    let shared = forwarding::steps(&networks, inventory);
+    let shared = shared.into_iter().map(|step| Planned {
+        network: None,
+        step,
+    });
+    Ok(of_networks.chain(shared).collect())
 }
 
 /// What undoes `teardown`, the list of what must be taken back in the order in which it came about.
 ///
-/// Backwards, and without the addresses of bridges that go anyway.
+/// Backwards, and without the addresses and sysctls of bridges that go anyway.
 pub fn take_back(teardown: &[Step]) -> Vec<Step> {
-    let goes = |link: &_| {
-        let deletes = |step: &Step| matches!(step, Step::DeleteBridge { link: l, .. } if l == link);
-        teardown.iter().any(deletes)
-    };
-    teardown
+    let bridges: Vec<&IfName> = teardown
         .iter()
-        .rev()
-        .filter(|step| !matches!(step, Step::DeleteAddress { link, .. } if goes(link)))
-        .cloned()
-        .collect()
+        .filter_map(|step| match step {
+            Step::DeleteBridge { link, .. } => Some(link),
+            _ => None,
+        })
+        .collect();
+    let goes_anyway = |step: &&Step| match step {
+        Step::DeleteAddress { link, .. } => bridges.contains(&link),
+        Step::SetSysctl { key, .. } => bridges
+            .iter()
+            .any(|link| key.starts_with(&format!("net.ipv6.conf.{link}."))),
+        _ => false,
+    };
+    let left = teardown.iter().rev().filter(|step| !goes_anyway(step));
+    left.cloned().collect()
 }
 
 /// Where the files of network `name` are.
@@ -143,10 +140,12 @@ fn clashes(networks: &[&Network], inventory: &Inventory) -> Vec<Clash> {
         .map(|network| network.bridge().to_string())
         .collect();
     for network in networks {
-        let cause = taken_name(network, inventory).or_else(|| {
-            // The chosen networks' own bridges may hold an old address until this plan is done.
-            taken_addresses(network, inventory, &|link| bridges.contains(link))
-        });
+        let cause = no_ipv6(network, inventory)
+            .or_else(|| taken_name(network, inventory))
+            .or_else(|| {
+                // The chosen networks' own bridges may hold an old address until this plan is done.
+                taken_addresses(network, inventory, &|link| bridges.contains(link))
+            });
         if let Some((cause, remedy)) = cause {
             clashes.push(Clash {
                 network: network.name.clone(),
@@ -156,6 +155,17 @@ fn clashes(networks: &[&Network], inventory: &Inventory) -> Vec<Clash> {
         }
     }
     clashes
+}
+
+/// A network with IPv6 on a host without.
+fn no_ipv6(network: &Network, inventory: &Inventory) -> Option<(String, String)> {
+    let lacking = network.ipv6.is_some() && !inventory.has_ipv6();
+    lacking.then(|| {
+        (
+            "the kernel has no IPv6".to_owned(),
+            "boot without ipv6.disable=1, or leave ipv6 out".to_owned(),
+        )
+    })
 }
 
 /// A link that has the bridge's name and is not the bridge ringtap made.
@@ -173,12 +183,7 @@ fn taken_name(network: &Network, inventory: &Inventory) -> Option<(String, Strin
 }
 
 fn is_bridge_of(network: &Network, found: &Link) -> bool {
-    found.kind.as_deref() == Some("bridge") && found.mac == Some(nat::bridge_mac(network))
-}
-
-/// Whether the two have an address in common.
-fn overlap(one: IpNet, other: IpNet) -> bool {
-    one.contains(&other.network()) || other.contains(&one.network())
+    found.kind.as_deref() == Some("bridge") && found.mac == Some(bridge::bridge_mac(network))
 }
 
 /// An address or route of another link that shares addresses with the network.
@@ -187,25 +192,23 @@ fn taken_addresses(
     inventory: &Inventory,
     ours: &dyn Fn(&str) -> bool,
 ) -> Option<(String, String)> {
-    let subnet = network.subnet;
-    let remedy = || format!("choose another subnet than {subnet}");
-    for link in inventory.links.iter().filter(|link| !ours(&link.name)) {
-        for address in &link.addresses {
-            if overlap(subnet.net().into(), *address) {
-                let cause = format!("{subnet} overlaps {address} on link `{}`", link.name);
-                return Some((cause, remedy()));
-            }
-        }
-    }
-    for route in &inventory.routes {
-        if !route.link.as_deref().is_some_and(ours) && overlap(subnet.net().into(), route.to) {
-            let over = match &route.link {
-                Some(link) => format!("over link `{link}`"),
-                None => "of the host".to_owned(),
-            };
-            let cause = format!("{subnet} overlaps the route to {} {over}", route.to);
+    let prefixes = Family::BOTH.map(|family| network.prefix(family));
+    prefixes.into_iter().flatten().find_map(|net| {
+        let remedy = || format!("choose another subnet than {net}");
+        let others = inventory.links.iter().filter(|link| !ours(&link.name));
+        let mut addresses = others.flat_map(|link| link.addresses.iter().map(move |a| (link, a)));
+        if let Some((link, address)) = addresses.find(|(_, address)| overlap(net, **address)) {
+            let cause = format!("{net} overlaps {address} on link `{}`", link.name);
             return Some((cause, remedy()));
         }
-    }
-    None
+        let mut routes = inventory.routes.iter();
+        let route = routes
+            .find(|route| !route.link.as_deref().is_some_and(ours) && overlap(net, route.to))?;
+        let over = match &route.link {
+            Some(link) => format!("over link `{link}`"),
+            None => "of the host".to_owned(),
+        };
+        let cause = format!("{net} overlaps the route to {} {over}", route.to);
+        Some((cause, remedy()))
+    })
 }

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::network::inventory::{DnsmasqFiles, IP_FORWARD};
-use crate::types::{IfName, MacAddr};
+use crate::network::inventory::{DnsmasqFiles, forwarding_key};
+use crate::types::{Family, IfName, MacAddr};
 
 /// One change to the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,16 +79,36 @@ pub enum Step {
     DeleteTable {
         /// Its name.
         table: String,
+        /// What ringtap had loaded, if it is to be loaded again should a later step fail.
+        was: Option<String>,
     },
-    /// Make the host forward IPv4.
+    /// Set a sysctl; one of a link that is gone is left alone.
+    SetSysctl {
+        /// Its name, with the dots of a link's name as slashes (sysctl(8)).
+        key: String,
+        /// The value.
+        value: String,
+        /// What it was before.
+        was: String,
+    },
+    /// Make the host forward packets.
     EnableForwarding {
+        /// Which packets.
+        family: Family,
         /// The sysctls that the kernel changes along with it, as they were.
         before: BTreeMap<String, String>,
     },
     /// Put back what [`Step::EnableForwarding`] changed.
     RestoreForwarding {
+        /// Which packets.
+        family: Family,
         /// The sysctls as they were.
         before: BTreeMap<String, String>,
+    },
+    /// Make a network's directory, for its files and for guests to hold on to.
+    MakeDir {
+        /// The network's directory.
+        dir: PathBuf,
     },
     /// Write dnsmasq's files and start it.
     StartDnsmasq {
@@ -140,9 +160,23 @@ impl Step {
                     rules: was,
                     was: Some(rules),
                 },
-                None => Step::DeleteTable { table },
+                None => Step::DeleteTable { table, was: None },
             },
-            Step::EnableForwarding { before } => Step::RestoreForwarding { before },
+            Step::DeleteTable {
+                table,
+                was: Some(rules),
+            } => Step::ReplaceTable {
+                table,
+                rules,
+                was: None,
+            },
+            Step::SetSysctl { key, value, was } => Step::SetSysctl {
+                key,
+                value: was,
+                was: value,
+            },
+            Step::EnableForwarding { family, before } => Step::RestoreForwarding { family, before },
+            Step::MakeDir { dir } => Step::RemoveDir { dir },
             Step::StartDnsmasq { dir, .. } => Step::StopDnsmasq { dir, was: None },
             Step::ReloadDnsmasq { dir, files, was } => Step::ReloadDnsmasq {
                 dir,
@@ -155,7 +189,7 @@ impl Step {
             } => Step::StartDnsmasq { dir, files },
             // Steps of `down` only: it goes on where one fails, and never back.
             Step::DeleteBridge { .. }
-            | Step::DeleteTable { .. }
+            | Step::DeleteTable { was: None, .. }
             | Step::RestoreForwarding { .. }
             | Step::StopDnsmasq { was: None, .. }
             | Step::RemoveDir { .. } => return None,
@@ -170,22 +204,27 @@ impl Step {
         match self.clone() {
             Step::AddBridge { link, mac } => vec![Step::DeleteBridge { link, mac }],
             Step::AddAddress { link, address } => vec![Step::DeleteAddress { link, address }],
-            Step::ReplaceTable { table, .. } => vec![Step::DeleteTable { table }],
-            Step::EnableForwarding { before } => vec![Step::RestoreForwarding { before }],
-            Step::StartDnsmasq { dir, .. } => vec![
-                Step::RemoveDir { dir: dir.clone() },
-                Step::StopDnsmasq { dir, was: None },
-            ],
+            Step::ReplaceTable { table, .. } => vec![Step::DeleteTable { table, was: None }],
+            Step::SetSysctl { .. } => self.undo().into_iter().collect(),
+            Step::EnableForwarding { family, before } => {
+                vec![Step::RestoreForwarding { family, before }]
+            }
+            Step::MakeDir { dir } => vec![Step::RemoveDir { dir }],
+            Step::StartDnsmasq { dir, .. } => vec![Step::StopDnsmasq { dir, was: None }],
             _ => Vec::new(),
         }
     }
 
-    /// Whether networks share what the step makes, so that it goes with the last of them.
-    pub fn is_shared(&self) -> bool {
-        matches!(
-            self,
-            Step::EnableForwarding { .. } | Step::RestoreForwarding { .. }
-        )
+    /// Whether both put one thing back to what it was: what the first of them remembers is what it was.
+    pub fn restores_the_same_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Step::SetSysctl { key, .. }, Step::SetSysctl { key: other, .. }) => key == other,
+            (
+                Step::RestoreForwarding { family, .. },
+                Step::RestoreForwarding { family: other, .. },
+            ) => family == other,
+            _ => false,
+        }
     }
 
     /// The step in one line.
@@ -194,7 +233,9 @@ impl Step {
             Step::ReplaceTable { table, .. } => format!("nft -f - # table inet {table}"),
             Step::StartDnsmasq { dir, .. } => start(dir),
             Step::ReloadDnsmasq { dir, .. } => reload(dir),
-            Step::RestoreForwarding { before } => restore(before).replace('\n', "; "),
+            Step::RestoreForwarding { family, before } => {
+                restore(*family, before).replace('\n', "; ")
+            }
             _ => self.to_string(),
         }
     }
@@ -249,11 +290,14 @@ impl fmt::Display for Step {
                 let script = replace_script(table, rules);
                 write!(f, "nft -f - <<'EOF'\n{script}EOF")
             }
-            Step::DeleteTable { table } => write!(f, "nft delete table inet {table}"),
-            Step::EnableForwarding { .. } => write!(f, "sysctl -w {IP_FORWARD}=1"),
-            Step::RestoreForwarding { before } => f.write_str(&restore(before)),
+            Step::DeleteTable { table, .. } => write!(f, "nft delete table inet {table}"),
+            Step::SetSysctl { key, value, .. } => write!(f, "sysctl -w {key}={value}"),
+            Step::EnableForwarding { family, .. } => {
+                write!(f, "sysctl -w {}=1", forwarding_key(*family))
+            }
+            Step::RestoreForwarding { family, before } => f.write_str(&restore(*family, before)),
+            Step::MakeDir { dir } => write!(f, "mkdir -p {}", dir.display()),
             Step::StartDnsmasq { dir, files } => {
-                writeln!(f, "mkdir -p {}", dir.display())?;
                 write_file(f, dir, files::CONF, &files.conf)?;
                 write_file(f, dir, files::DHCP_HOSTS, &files.dhcp_hosts)?;
                 write_file(f, dir, files::HOSTS, &files.hosts)?;
@@ -294,21 +338,22 @@ fn reload(dir: &Path) -> String {
     format!("kill -HUP $(cat {})", dir.join(files::PID).display())
 }
 
-/// ip_forward first: setting it resets the others.
-fn restore(before: &BTreeMap<String, String>) -> String {
-    let first = before.get_key_value(IP_FORWARD);
+/// The switch first: setting it resets the others.
+fn restore(family: Family, before: &BTreeMap<String, String>) -> String {
+    let switch = forwarding_key(family);
+    let first = before.get_key_value(switch);
     let others = before
         .iter()
-        .filter(|(key, _)| *key != IP_FORWARD && follows_unusually(key, before));
+        .filter(|(key, _)| *key != switch && follows_unusually(switch, key, before));
     let line = |(key, value): (&String, &String)| format!("sysctl -w {key}={value}");
     let lines: Vec<String> = first.into_iter().chain(others).map(line).collect();
     lines.join("\n")
 }
 
-/// Whether the kernel would not set `key` to its old value by itself when ip_forward is set back: it sets
-/// every link's `forwarding` to the same and `accept_redirects` of `all` to the opposite.
-fn follows_unusually(key: &str, before: &BTreeMap<String, String>) -> bool {
-    let forward = before.get(IP_FORWARD).is_some_and(|value| value == "1");
+/// Whether the kernel would not set `key` to its old value by itself when the switch is set back: it sets
+/// every link's `forwarding` to the same, and for IPv4 `accept_redirects` of `all` to the opposite.
+fn follows_unusually(switch: &str, key: &str, before: &BTreeMap<String, String>) -> bool {
+    let forward = before.get(switch).is_some_and(|value| value == "1");
     let expected = forward ^ key.ends_with("accept_redirects");
     before.get(key).map(String::as_str) != Some(if expected { "1" } else { "0" })
 }

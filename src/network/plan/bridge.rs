@@ -1,0 +1,125 @@
+//! What a network needs on the host: a bridge with the gateway's addresses, rules, dnsmasq.
+
+use ipnet::IpNet;
+
+use super::step::Step;
+use super::{desired_mtu, dnsmasq, network_dir, rules, table_name};
+use crate::config::{Config, Network};
+use crate::network::inventory::{Held, Inventory, Link, Table};
+use crate::types::{IfName, MacAddr};
+
+/// The steps that make `network` of what is there. Rules come before the bridge is up, so that there is no
+/// moment in which the network is open.
+pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -> Vec<Step> {
+    let nothing = Held::default();
+    let held = inventory.networks.get(&network.name).unwrap_or(&nothing);
+    let name = network.bridge();
+    let found = inventory.link(name.as_str());
+    let mut steps = Vec::new();
+    if !held.dir {
+        let dir = network_dir(&inventory.run_dir, &network.name);
+        steps.push(Step::MakeDir { dir });
+    }
+    if found.is_none() {
+        steps.push(Step::AddBridge {
+            link: name.clone(),
+            mac: bridge_mac(network),
+        });
+    }
+    steps.extend(sysctls(network, &name, inventory));
+    let mtu = desired_mtu(network);
+    let was = found.map_or(super::DEFAULT_MTU, |link| link.mtu);
+    if mtu != was {
+        steps.push(Step::SetMtu {
+            link: name.clone(),
+            mtu,
+            was,
+        });
+    }
+    steps.extend(addresses(network, &name, held, found));
+    steps.extend(table(network, held.table.as_ref()));
+    if !found.is_some_and(|link| link.up) {
+        steps.push(Step::SetUp { link: name });
+    }
+    steps.extend(services(config, network, held, inventory));
+    steps
+}
+
+/// What the host does on the bridge by itself: as the gateway it takes no other's router advertisements, which a guest
+/// may send, and where it has no IPv6 address it has no link-local one either, by which guests could reach it.
+fn sysctls(network: &Network, link: &IfName, inventory: &Inventory) -> Vec<Step> {
+    let ipv6 = network
+        .gateways()
+        .iter()
+        .any(|net| matches!(net, IpNet::V6(_)));
+    let mut wanted = vec![("disable_ipv6", "0", if ipv6 { "0" } else { "1" })];
+    if ipv6 {
+        wanted.push(("accept_ra", "1", "0"));
+    }
+    let steps = wanted.into_iter().filter_map(|(key, default, value)| {
+        let key = format!("net.ipv6.conf.{link}.{key}");
+        let was = inventory.sysctls.get(&key).map_or(default, String::as_str);
+        (was != value).then(|| Step::SetSysctl {
+            value: value.to_owned(),
+            was: was.to_owned(),
+            key,
+        })
+    });
+    steps.filter(|_| inventory.has_ipv6()).collect()
+}
+
+/// Only addresses of ours go: a person may have added one.
+fn addresses(network: &Network, link: &IfName, held: &Held, found: Option<&Link>) -> Vec<Step> {
+    let wanted = network.gateways();
+    let there = |address: &&IpNet| found.is_some_and(|link| link.addresses.contains(address));
+    let old = held.addresses.iter().filter(there);
+    let old = old.filter(|address| !wanted.contains(address));
+    let mut steps: Vec<Step> = old
+        .map(|&address| Step::DeleteAddress {
+            link: link.clone(),
+            address,
+        })
+        .collect();
+    let missing = wanted.iter().filter(|address| !there(address));
+    steps.extend(missing.map(|&address| Step::AddAddress {
+        link: link.clone(),
+        address,
+    }));
+    steps
+}
+
+fn table(network: &Network, was: Option<&Table>) -> Option<Step> {
+    let table = table_name(&network.name);
+    let rules_were = || was.map(|was| was.rules.clone());
+    match rules::table(network) {
+        Some(rules) => {
+            let there = was.is_some_and(|was| was.intact && was.rules == rules);
+            (!there).then(|| Step::ReplaceTable {
+                table,
+                rules,
+                was: rules_were(),
+            })
+        }
+        None => was.is_some().then(|| Step::DeleteTable {
+            table,
+            was: rules_were(),
+        }),
+    }
+}
+
+fn services(config: &Config, network: &Network, held: &Held, inventory: &Inventory) -> Vec<Step> {
+    let dir = network_dir(&inventory.run_dir, &network.name);
+    let found = held.dnsmasq.as_ref();
+    if network.has_host() {
+        let files = dnsmasq::texts(config, network, &dir);
+        dnsmasq::steps(&dir, files, found)
+    } else {
+        dnsmasq::none(&dir, found)
+    }
+}
+
+/// The bridge's own address. A bridge without one takes the lowest of its ports', and changes it as guests
+/// come and go.
+pub(super) fn bridge_mac(network: &Network) -> MacAddr {
+    MacAddr::derived_from(&format!("network/{}", network.name))
+}

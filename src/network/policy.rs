@@ -1,0 +1,51 @@
+//! Who may open connections to whom through a network's gateway: decided here once, from the file alone, for the rules
+//! that a plan loads and for the table that `ringtap reach` prints.
+
+use crate::config::{Mode, Network};
+use crate::types::Family;
+
+/// What the gateway of a network lets through in one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Guests may open connections to what is beyond.
+    pub outbound: bool,
+    /// What is beyond may open connections to guests.
+    pub inbound: bool,
+    /// Beyond, guests show up with the host's address.
+    pub masquerade: bool,
+}
+
+impl Policy {
+    const CLOSED: Self = Self {
+        outbound: false,
+        inbound: false,
+        masquerade: false,
+    };
+    const ROUTED: Self = Self {
+        outbound: true,
+        inbound: true,
+        masquerade: false,
+    };
+
+    /// That of `network`; none where its guests have no addresses of that family.
+    pub fn of(network: &Network, family: Family) -> Option<Self> {
+        network.prefix(family)?;
+        Some(match network.mode {
+            Mode::Nat { nat66 } => Self::nat(network, family, nat66),
+            Mode::Routed | Mode::Open => Self::ROUTED,
+            Mode::Isolated { .. } => Self::CLOSED,
+        })
+    }
+
+    /// IPv6 has addresses enough: guests keep theirs, unless the file says otherwise. Unique local ones mean nothing
+    /// beyond, so that guests had better not try.
+    fn nat(network: &Network, family: Family, nat66: bool) -> Self {
+        let masquerade = family == Family::Ipv4 || nat66;
+        let local = network.ipv6.is_some_and(|prefix| prefix.is_unique_local());
+        Self {
+            outbound: masquerade || !local,
+            inbound: false,
+            masquerade,
+        }
+    }
+}
