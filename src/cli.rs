@@ -29,6 +29,8 @@ pub enum Command {
     Down(NetworkArgs),
     /// Show networks as they are and as the file wants them; exit code 1 where they differ
     Status(ReportArgs),
+    /// Print who can open connections to whom, as the file has it
+    Reach(ReportArgs),
     /// Run a guest in the foreground, with its networks; Ctrl-C ends it
     Run(RunArgs),
 }
@@ -57,7 +59,7 @@ pub struct NetworkArgs {
     pub names: Vec<Name>,
 }
 
-/// Arguments of `plan` and `status`.
+/// Arguments of `plan`, `status` and `reach`.
 #[derive(Debug, Clone, Args)]
 pub struct ReportArgs {
     /// Networks, file and run directory.

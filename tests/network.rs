@@ -1,24 +1,22 @@
 //! `ringtap plan`, `up`, `down` and `status` on pretend hosts: real kernel, nft and dnsmasq, in network
 //! namespaces of each test's own. Checked with `ip`, `nft`, `sysctl` and packets, never by what ringtap says of itself.
 
-#[path = "support/netns.rs"]
-mod netns;
+mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use netns::{Netns, bounded, difference, require, until};
 use nix::fcntl::{Flock, FlockArg};
 use ringtap::network::inventory::Inventory;
 use ringtap::network::port;
 use ringtap::types::Mtu;
-use tempfile::TempDir;
+use support::host::Host;
+use support::netns::{self, Netns, difference, require, until};
 
 const DEFAULT: &str = r#"
 [networks.default]
@@ -43,153 +41,6 @@ subnet = "10.66.0.0/24"
 ipv6 = "fd00:66::/64"
 nat66 = true
 "#;
-
-/// A pretend host with a file and a place for the run directory.
-struct Host {
-    netns: Netns,
-    dir: TempDir,
-}
-
-/// What a run of ringtap said.
-#[derive(Debug)]
-struct Said {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Said {
-    #[track_caller]
-    fn succeeded(self) -> String {
-        assert_eq!(self.code, Some(0), "{self:?}");
-        self.out
-    }
-
-    /// Failed with `code`, with each of `words` in its message.
-    #[track_caller]
-    fn failed(self, code: i32, words: &[&str]) {
-        assert_eq!(self.code, Some(code), "{self:?}");
-        for word in words {
-            assert!(self.err.contains(word), "no {word:?} in:\n{}", self.err);
-        }
-    }
-}
-
-impl Host {
-    fn new(config: &str) -> Self {
-        require("nft", "nftables");
-        require("dnsmasq", "dnsmasq-base");
-        let open = fs::Permissions::from_mode(0o755);
-        let dir = tempfile::Builder::new()
-            .permissions(open)
-            .tempdir()
-            .unwrap();
-        let host = Self {
-            netns: Netns::new("host"),
-            dir,
-        };
-        host.configure(config);
-        host
-    }
-
-    fn configure(&self, config: &str) {
-        fs::write(self.dir.path().join("ringtap.toml"), config).unwrap();
-    }
-
-    fn run_dir(&self) -> PathBuf {
-        self.dir.path().join("run")
-    }
-
-    /// The words of a ringtap command on this host.
-    fn words(&self, words: &[&str]) -> Vec<String> {
-        let mut all = vec![env!("CARGO_BIN_EXE_ringtap").to_owned()];
-        all.extend(words.iter().map(|&word| word.to_owned()));
-        all.push(format!(
-            "--config={}",
-            self.dir.path().join("ringtap.toml").display()
-        ));
-        all.push(format!("--run-dir={}", self.run_dir().display()));
-        all
-    }
-
-    /// A ringtap command with other options than this host's.
-    fn ringtap_with(&self, words: &[&str]) -> Said {
-        said(
-            self.netns
-                .command(env!("CARGO_BIN_EXE_ringtap"))
-                .args(words),
-        )
-    }
-
-    fn command(&self, words: &[&str]) -> Command {
-        let words = self.words(words);
-        let mut command = self.netns.command(&words[0]);
-        command.args(&words[1..]);
-        command
-    }
-
-    fn ringtap(&self, words: &[&str]) -> Said {
-        said(&mut self.command(words))
-    }
-
-    /// As [`Host::ringtap`], by way of `wrapper`, which ends in a program that runs its arguments.
-    fn ringtap_by(&self, wrapper: &[&str], words: &[&str]) -> Said {
-        let mut command = self.netns.command(wrapper[0]);
-        command.args(&wrapper[1..]).args(self.words(words));
-        said(&mut command)
-    }
-
-    /// All that ringtap may change: the kernel's state, processes and files.
-    fn everything(&self) -> String {
-        let files = tree(self.dir.path());
-        format!(
-            "{}pids {:?}\n{files}",
-            self.netns.snapshot(),
-            self.netns.pids()
-        )
-    }
-
-    #[track_caller]
-    fn is_as(&self, before: &str) {
-        let difference = difference(before, &self.everything());
-        assert_eq!(difference, "", "the host is not as it was");
-    }
-
-    fn dnsmasq(&self, network: &str) -> i32 {
-        let file = self
-            .run_dir()
-            .join(format!("networks/{network}/dnsmasq.pid"));
-        fs::read_to_string(file).unwrap().trim().parse().unwrap()
-    }
-}
-
-fn said(command: &mut Command) -> Said {
-    let output = bounded(command, "");
-    Said {
-        code: output.status.code(),
-        out: String::from_utf8_lossy(&output.stdout).into_owned(),
-        err: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
-}
-
-/// The paths and texts under `dir`.
-fn tree(dir: &Path) -> String {
-    let mut entries: Vec<_> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    entries.sort();
-    let mut text = String::new();
-    for path in entries {
-        text.push_str(&format!("{}\n", path.display()));
-        if path.is_dir() {
-            text.push_str(&tree(&path));
-        } else {
-            text.push_str(&fs::read_to_string(&path).unwrap());
-        }
-    }
-    text
-}
 
 #[test]
 fn up_twice_changes_nothing_and_down_restores_the_host() {

@@ -21,6 +21,7 @@ pub mod plan;
 mod plug;
 pub mod policy;
 pub mod port;
+mod reach;
 mod status;
 
 use std::collections::BTreeSet;
@@ -45,6 +46,7 @@ use observe::{ObserveError, observe};
 use plan::{Clashes, Planned};
 
 pub use plug::{Plugged, plug};
+pub use reach::reach;
 pub use status::{StatusReport, status};
 
 /// Why a command on networks failed; the causes are in its chain of sources.

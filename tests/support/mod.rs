@@ -6,6 +6,8 @@ pub mod bytes;
 pub mod console;
 pub mod driver;
 pub mod front_end;
+pub mod golden;
+pub mod host;
 pub mod kernel;
 pub mod lab;
 pub mod machine;

@@ -1,0 +1,181 @@
+//! Who can open connections to whom: computed from the file alone, by the same [`Policy`] that the rules are made of.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::Serialize;
+
+use super::Error;
+use super::policy::Policy;
+use crate::cli::ReportArgs;
+use crate::config::{Config, Mode, Network};
+use crate::report::{print_json, say};
+use crate::types::{Family, Name};
+
+/// `ringtap reach`: prints who can open connections to whom.
+///
+/// # Errors
+/// The file has problems.
+pub fn reach(args: &ReportArgs) -> Result<(), Error> {
+    let config = Config::load(&args.network.host.config)?;
+    let chosen = config.chosen(&args.network.names)?;
+    let matrices = Family::BOTH.map(|family| Matrix::of(&config, &chosen, family));
+    if args.json {
+        let [ipv4, ipv6] = matrices;
+        print_json(&serde_json::json!({ "ipv4": ipv4.cells, "ipv6": ipv6.cells }));
+    } else {
+        matrices.iter().for_each(say);
+        say(
+            "yes: can open connections; no: refused; admin: as the host's other rules say; -: has no such addresses",
+        );
+    }
+    Ok(())
+}
+
+/// Somebody who opens connections, or to whom they are opened.
+#[derive(Debug, Clone, Copy)]
+enum Party<'a> {
+    Guests(&'a Network),
+    Host,
+    /// The LAN and the internet.
+    Outside,
+}
+
+impl fmt::Display for Party<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Party::Guests(network) => network.name.fmt(f),
+            // What no network can be called.
+            Party::Host => f.write_str("(host)"),
+            Party::Outside => f.write_str("(outside)"),
+        }
+    }
+}
+
+/// Whether one party can open connections to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Yes,
+    No,
+    /// No rule of ringtap's speaks against it; the admin's may.
+    Admin,
+}
+
+impl Verdict {
+    /// That of gateways one after another: each has its say.
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::No, _) | (_, Self::No) => Self::No,
+            (Self::Admin, _) | (_, Self::Admin) => Self::Admin,
+            (Self::Yes, Self::Yes) => Self::Yes,
+        }
+    }
+
+    /// That of the gateway of `network`, whose rules pass the packet or not.
+    fn at(network: &Network, passes: bool) -> Self {
+        match (network.mode, passes) {
+            (Mode::Open, _) => Self::Admin,
+            (_, true) => Self::Yes,
+            (_, false) => Self::No,
+        }
+    }
+}
+
+/// Whether `from` can open connections to `to`; none where one of them has no addresses of the family, or where it is
+/// nothing of ringtap's.
+fn verdict(from: Party<'_>, to: Party<'_>, family: Family) -> Option<Verdict> {
+    let leaves = |network: &Network| {
+        let policy = Policy::of(network, family)?;
+        Some(Verdict::at(network, policy.outbound))
+    };
+    let enters = |network: &Network| {
+        let policy = Policy::of(network, family)?;
+        Some(Verdict::at(network, policy.inbound))
+    };
+    match (from, to) {
+        (Party::Guests(from), Party::Guests(to)) if from.name == to.name => {
+            from.prefix(family).map(|_| Verdict::Yes)
+        }
+        (Party::Guests(from), Party::Guests(to)) => Some(leaves(from)?.and(enters(to)?)),
+        (Party::Guests(network), Party::Host) | (Party::Host, Party::Guests(network)) => {
+            network.prefix(family)?;
+            Some(if network.has_host() {
+                Verdict::Yes
+            } else {
+                Verdict::No
+            })
+        }
+        (Party::Guests(network), Party::Outside) => leaves(network),
+        (Party::Outside, Party::Guests(network)) => enters(network),
+        (Party::Host | Party::Outside, Party::Host | Party::Outside) => None,
+    }
+}
+
+/// Everybody's verdict on everybody in one family.
+struct Matrix<'a> {
+    family: Family,
+    parties: Vec<Party<'a>>,
+    cells: Vec<Cell>,
+}
+
+#[derive(Debug, Serialize)]
+struct Cell {
+    from: String,
+    to: String,
+    /// None where there is nothing to say.
+    allowed: Option<Verdict>,
+}
+
+impl<'a> Matrix<'a> {
+    fn of(config: &'a Config, chosen: &BTreeSet<Name>, family: Family) -> Self {
+        let networks = chosen.iter().filter_map(|name| config.networks.get(name));
+        let parties: Vec<Party<'a>> = networks
+            .map(Party::Guests)
+            .chain([Party::Host, Party::Outside])
+            .collect();
+        let cells = parties.iter().flat_map(|from| {
+            parties.iter().map(|to| Cell {
+                from: from.to_string(),
+                to: to.to_string(),
+                allowed: verdict(*from, *to, family),
+            })
+        });
+        Self {
+            family,
+            cells: cells.collect(),
+            parties,
+        }
+    }
+}
+
+impl fmt::Display for Matrix<'_> {
+    /// A row for each that opens connections, a column for each that they are opened to.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<String> = self.parties.iter().map(Party::to_string).collect();
+        let corner = format!("{} from \\ to", self.family);
+        let first = names.iter().chain([&corner]).map(String::len).max();
+        let first = first.unwrap_or_default();
+        write!(f, "{corner:first$}")?;
+        writeln!(f, "  {}", columns(&names, &names))?;
+        for (name, row) in names.iter().zip(self.cells.chunks(names.len())) {
+            let words = row.iter().map(|cell| match cell.allowed {
+                Some(Verdict::Yes) => "yes",
+                Some(Verdict::No) => "no",
+                Some(Verdict::Admin) => "admin",
+                None => "-",
+            });
+            let words: Vec<String> = words.map(str::to_owned).collect();
+            writeln!(f, "{name:first$}  {}", columns(&words, &names))?;
+        }
+        Ok(())
+    }
+}
+
+/// `words` as a line, each under its column's name.
+fn columns(words: &[String], names: &[String]) -> String {
+    let word =
+        |(word, name): (&String, &String)| format!("{word:0$}", name.len().max("admin".len()));
+    let all: Vec<String> = words.iter().zip(names).map(word).collect();
+    all.join("  ").trim_end().to_owned()
+}
