@@ -3,6 +3,7 @@
 //! A leaf: every other module may use it, it uses none of them and does no I/O.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -42,6 +43,14 @@ pub enum Family {
 impl Family {
     /// Both, in the order in which they are shown.
     pub const BOTH: [Self; 2] = [Self::Ipv4, Self::Ipv6];
+
+    /// That of an address.
+    pub fn of(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(_) => Self::Ipv4,
+            IpAddr::V6(_) => Self::Ipv6,
+        }
+    }
 }
 
 impl fmt::Display for Family {

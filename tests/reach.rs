@@ -4,17 +4,16 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
 
 use serde_json::Value;
 use support::golden;
 use support::host::Host;
 use support::netns::{Netns, bounded, until};
+use support::party::{PORT, Party, reaches, seen_by, serve};
 
 const NETWORKS: &str = r#"
 [networks.default]
@@ -65,90 +64,8 @@ const PREFIXES: [(&str, Option<&str>, &str); 7] = [
     ("wild", Some("10.7.0."), "2001:db8:7::"),
 ];
 
-const PORT: u16 = 7777;
-
-/// What is allowed is done well within this; what is dropped is waited for as long.
-const PATIENCE: Duration = Duration::from_secs(2);
-
 /// How many cells are tried at once: what is dropped is a long wait.
 const HANDS: usize = 17;
-
-/// Somebody with addresses.
-struct Party {
-    netns: Netns,
-    ips: Vec<IpAddr>,
-}
-
-impl Party {
-    fn new(netns: Netns, ips: &[String]) -> Self {
-        serve(&netns);
-        let ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
-        Self { netns, ips }
-    }
-
-    fn ip(&self, ipv6: bool) -> IpAddr {
-        let ip = self.ips.iter().find(|ip| ip.is_ipv6() == ipv6);
-        *ip.unwrap()
-    }
-}
-
-/// Serves TCP (which tells the client its own address) and UDP (which echoes), until the test's process ends.
-fn serve(netns: &Netns) {
-    let any = (Ipv6Addr::UNSPECIFIED, PORT);
-    let (tcp, udp) = netns.within(|| {
-        (
-            TcpListener::bind(any).unwrap(),
-            UdpSocket::bind(any).unwrap(),
-        )
-    });
-    thread::spawn(move || {
-        for mut stream in tcp.incoming().map_while(Result::ok) {
-            if let Ok(peer) = stream.peer_addr() {
-                let _ = write!(stream, "{}", peer.ip().to_canonical());
-            }
-        }
-    });
-    thread::spawn(move || {
-        let mut bytes = [0; 16];
-        while let Ok((len, from)) = udp.recv_from(&mut bytes) {
-            let _ = udp.send_to(&bytes[..len], from);
-        }
-    });
-}
-
-/// Whom `to` sees at the other end of a TCP connection from `from`, if there can be one.
-fn seen_by(to: IpAddr, from: &Netns) -> Option<IpAddr> {
-    let address = SocketAddr::new(to, PORT);
-    let connected = from.within(|| TcpStream::connect_timeout(&address, PATIENCE));
-    let mut stream = connected.ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).ok()?;
-    text.parse().ok()
-}
-
-/// Whether a UDP datagram gets there and back.
-fn is_echoed(to: IpAddr, from: &Netns) -> bool {
-    let any = if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
-    let socket = from.within(|| UdpSocket::bind(any).unwrap());
-    let exchange = || -> std::io::Result<usize> {
-        socket.connect((to, PORT))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.send(b"x")?;
-        socket.recv(&mut [0; 16])
-    };
-    exchange().is_ok()
-}
-
-/// Whether `to` is reached by TCP, UDP and ICMP.
-fn reaches(from: &Netns, to: IpAddr) -> [bool; 3] {
-    let ping = from.attempt(&format!("ping -n -c 1 -W 2 {to}"));
-    [
-        seen_by(to, from).is_some(),
-        is_echoed(to, from),
-        ping.status.success(),
-    ]
-}
 
 /// A guest of `network`: with addresses, a port on the bridge, and a way out through the gateway whether the network has
 /// one or not, so that nothing but the host keeps it in.
@@ -335,7 +252,7 @@ fn packets_go_where_reach_says_and_nowhere_else() {
     // Those who share the host's address show up with it, and nobody else.
     let seen = |network: &str, ipv6| {
         let ip = world.outside.ip(ipv6);
-        seen_by(ip, &world.guests[network][0].netns).map(|ip| ip.to_string())
+        seen_by((ip, PORT).into(), &world.guests[network][0].netns).map(|ip| ip.to_string())
     };
     assert_eq!(seen("default", false).as_deref(), Some("198.51.100.2"));
     assert_eq!(seen("default", true).as_deref(), Some("2001:db8:1::10"));

@@ -7,6 +7,7 @@
 //!
 //! Used by the network and the guest half; touches nothing but the one file it is told to read.
 
+mod forward;
 mod guest;
 mod network;
 mod problem;
@@ -21,6 +22,7 @@ use ipnet::IpNet;
 use toml::de::DeTable;
 
 use crate::types::{Family, IfName, MacAddr, Name};
+pub use forward::{Forward, Ports, Protocol, Target};
 pub use guest::{Accel, Guest, Nic};
 pub use network::{Ipv4, Mode, Network};
 use problem::suggest;
@@ -71,6 +73,7 @@ impl Config {
         let guests = guest::read_all(&reader, &root, &networks);
         check_subnets(&reader, &networks);
         check_nics(&reader, &guests);
+        check_forwards(&reader, &networks, &guests);
         check_links(&reader, &networks, &guests);
         let config = Self {
             networks: valid(networks, |network| network.value),
@@ -103,6 +106,27 @@ impl Config {
         self.guests
             .get(name)
             .ok_or_else(|| self.unknown("guest", name, known))
+    }
+
+    /// The addresses that a forward of `network` leads to, one a family at most.
+    pub fn targets(&self, network: &Network, forward: &Forward) -> Vec<IpAddr> {
+        let all = match &forward.to {
+            Target::Address(ip) => vec![*ip],
+            Target::Guest(name) => match self.guests.get(name) {
+                Some(guest) => fixed_ips(guest, &network.name),
+                None => Vec::new(),
+            },
+        };
+        all.into_iter().filter(|ip| forward.suits(*ip)).collect()
+    }
+
+    /// Whether a port forward of `network` leads to an address of `family`.
+    pub fn has_forwards(&self, network: &Network, family: Family) -> bool {
+        let mut targets = network
+            .forwards
+            .iter()
+            .flat_map(|forward| self.targets(network, forward));
+        targets.any(|ip| Family::of(ip) == family)
     }
 
     /// The networks that a person meant by `names`: all, if they named none.
@@ -241,6 +265,68 @@ fn check_nics(reader: &Reader<'_>, guests: &ReadMap<'_, Guest>) {
             }
         }
     }
+}
+
+/// The addresses that the file gives to a guest on a network, by its first NIC there.
+fn fixed_ips(guest: &Guest, network: &Name) -> Vec<IpAddr> {
+    let nic = guest.nics.iter().find(|nic| nic.network == *network);
+    let ips = nic.map(|nic| [nic.ip.map(IpAddr::V4), nic.ipv6.map(IpAddr::V6)]);
+    ips.into_iter().flatten().flatten().collect()
+}
+
+/// A forward must lead somewhere on its network, and none may take what another does.
+fn check_forwards(
+    reader: &Reader<'_>,
+    networks: &ReadMap<'_, Network>,
+    guests: &ReadMap<'_, Guest>,
+) {
+    let mut seen: Vec<(&Forward, String)> = Vec::new();
+    for read in networks.values() {
+        let Some(network) = &read.value else { continue };
+        for (index, forward) in network.forwards.iter().enumerate() {
+            let place = format!("{}[{index}]", read.section.key("forwards"));
+            let span = read.section.span_of_item("forwards", index);
+            if let Some((cause, remedy)) = leads_nowhere(network, forward, guests) {
+                reader.problem(&span, place.clone(), cause, remedy);
+            }
+            if let Some((_, first)) = seen.iter().find(|(other, _)| other.collides(forward)) {
+                let cause = format!("takes a port that {first} takes");
+                reader.problem(&span, place.clone(), cause, "choose another port");
+            }
+            seen.push((forward, place));
+        }
+    }
+}
+
+fn leads_nowhere(
+    network: &Network,
+    forward: &Forward,
+    guests: &ReadMap<'_, Guest>,
+) -> Option<(String, String)> {
+    let name = match &forward.to {
+        Target::Address(ip) => {
+            let prefixes = Family::BOTH.map(|family| network.prefix(family));
+            let within = prefixes.iter().flatten().any(|net| net.contains(ip));
+            let cause = format!("{ip} is not on network {}", network.name);
+            return (!within).then(|| (cause, "write an address of the network".to_owned()));
+        }
+        Target::Guest(name) => name,
+    };
+    let Some(guest) = guests.get(name) else {
+        let known = guests.keys().map(Name::as_str);
+        let cause = format!("no guest is called `{name}`");
+        return Some((cause, suggest(name.as_str(), known)));
+    };
+    // A guest with problems of its own has been told of.
+    let ips = fixed_ips(guest.value.as_ref()?, &network.name);
+    (!ips.iter().any(|ip| forward.suits(*ip))).then(|| {
+        let cause = format!(
+            "{name} has no address of its own on network {}",
+            network.name
+        );
+        let remedy = "give its NIC there an ip (or ipv6) in the file".to_owned();
+        (cause, remedy)
+    })
 }
 
 /// Long names are shortened with a hash to fit a link name; two of them may meet.

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
+use super::forward::Forward;
 use super::problem::suggest;
 use super::reader::{At, Reader, Section};
 use super::values::{DhcpRange, Domain, Prefix, Subnet};
@@ -28,6 +29,8 @@ pub struct Network {
     pub ipv6: Option<Prefix>,
     /// The domain that guests' names are in; `NAME.internal` unless the file says otherwise.
     pub domain: Domain,
+    /// Ports of the host that lead to guests; only on a NAT network.
+    pub forwards: Vec<Forward>,
     /// The MTU of the bridge, the taps and the guests; the kernel's default where there is none.
     pub mtu: Option<Mtu>,
 }
@@ -109,7 +112,7 @@ pub(super) fn read_all<'t>(reader: &Reader<'t>, root: &Section<'t>) -> ReadMap<'
 
 fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Read<'t, Network> {
     let known = [
-        "mode", "subnet", "ipv6", "dhcp", "domain", "mtu", "host", "nat66",
+        "mode", "subnet", "ipv6", "dhcp", "domain", "mtu", "host", "nat66", "forwards",
     ];
     reader.known_keys(&section, &known);
     let mode = read_mode(reader, &section);
@@ -137,6 +140,16 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
     let mtu = reader
         .integer(&section, "mtu")
         .and_then(|number| read_mtu(reader, &section, &number));
+    let forwards = reader.text_list(&section, "forwards");
+    let forwards: Option<Vec<Forward>> = forwards
+        .iter()
+        .enumerate()
+        .map(|(index, text)| {
+            let key = format!("{}[{index}]", section.key("forwards"));
+            let remedy = "write it as \"tcp:2222 -> web1:22\"";
+            Some(reader.parse(text, key, remedy)?.value)
+        })
+        .collect();
     // A key that is there and wrong leaves no network; one that is not there leaves none of that family.
     let value = (|| {
         let subnet = subnet.map_or(Some(None), |read| read.map(|at| Some(at.value)))?;
@@ -151,6 +164,7 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
                 Some(domain) => domain.value,
                 None => format!("{name}.internal").parse().ok()?,
             },
+            forwards: forwards?,
             mtu,
             name,
         })
@@ -189,6 +203,7 @@ fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
     };
     only_for("host", host.is_some(), "isolated");
     only_for("nat66", nat66.is_some(), "nat");
+    only_for("forwards", section.has("forwards"), "nat");
     let mode = match text.value {
         "nat" => Mode::Nat {
             nat66: nat66.unwrap_or(false),

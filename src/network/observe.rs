@@ -72,7 +72,7 @@ pub fn observe(
     })
 }
 
-/// Forwarding, and IPv6 on ringtap's bridges and where the host heeds routers.
+/// Forwarding, and what is done by itself on ringtap's bridges and where the host heeds routers.
 fn sysctls(links: &[Link], journal: &Journal) -> io::Result<BTreeMap<String, String>> {
     let mut values = sysctl::forwarding(Family::Ipv4)?;
     values.append(&mut sysctl::forwarding(Family::Ipv6)?);
@@ -81,7 +81,7 @@ fn sysctls(links: &[Link], journal: &Journal) -> io::Result<BTreeMap<String, Str
     let names = bridges
         .map(IfName::as_str)
         .chain(by_ra.map(|link| link.name.as_str()));
-    values.append(&mut sysctl::ipv6_of(names)?);
+    values.append(&mut sysctl::of_links(names)?);
     Ok(values)
 }
 

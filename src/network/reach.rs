@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Error;
 use super::policy::Policy;
 use crate::cli::ReportArgs;
-use crate::config::{Config, Mode, Network};
+use crate::config::{Config, Forward, Mode, Network};
 use crate::report::{print_json, say};
 use crate::types::{Family, Name};
 
@@ -20,16 +20,34 @@ pub fn reach(args: &ReportArgs) -> Result<(), Error> {
     let config = Config::load(&args.network.host.config)?;
     let chosen = config.chosen(&args.network.names)?;
     let matrices = Family::BOTH.map(|family| Matrix::of(&config, &chosen, family));
+    let forwards = forwards(&config, &chosen);
     if args.json {
         let [ipv4, ipv6] = matrices;
-        print_json(&serde_json::json!({ "ipv4": ipv4.cells, "ipv6": ipv6.cells }));
+        print_json(&serde_json::json!({
+            "ipv4": ipv4.cells,
+            "ipv6": ipv6.cells,
+            "forwards": forwards,
+        }));
     } else {
         matrices.iter().for_each(say);
         say(
-            "yes: can open connections; no: refused; admin: as the host's other rules say; -: has no such addresses",
+            "yes: can open connections; no: refused; admin: as the host's other rules say; \
+             -: has no such addresses",
         );
+        if !forwards.is_empty() {
+            say("\nBesides, to everybody who reaches the host:");
+            forwards
+                .iter()
+                .for_each(|forward| say(format_args!("  {forward}")));
+        }
     }
     Ok(())
+}
+
+fn forwards(config: &Config, chosen: &BTreeSet<Name>) -> Vec<String> {
+    let networks = chosen.iter().filter_map(|name| config.networks.get(name));
+    let all = networks.flat_map(|network| &network.forwards);
+    all.map(Forward::to_string).collect()
 }
 
 /// Somebody who opens connections, or to whom they are opened.

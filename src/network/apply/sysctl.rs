@@ -40,14 +40,18 @@ pub fn forwarding(family: Family) -> io::Result<BTreeMap<String, String>> {
     values(names)
 }
 
-/// What the host does with IPv6 on each of `links`, by name.
+/// What the host does by itself on each of `links`, by name.
 ///
 /// # Errors
 /// `/proc` is not readable.
-pub fn ipv6_of<'a>(links: impl Iterator<Item = &'a str>) -> io::Result<BTreeMap<String, String>> {
+pub fn of_links<'a>(links: impl Iterator<Item = &'a str>) -> io::Result<BTreeMap<String, String>> {
     let keys = |link| {
         let link = escaped(link);
-        ["accept_ra", "disable_ipv6"].map(|key| format!("net.ipv6.conf.{link}.{key}"))
+        [
+            format!("net.ipv6.conf.{link}.accept_ra"),
+            format!("net.ipv6.conf.{link}.disable_ipv6"),
+            format!("net.ipv4.conf.{link}.route_localnet"),
+        ]
     };
     values(links.flat_map(keys))
 }

@@ -37,7 +37,7 @@ pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -
         });
     }
     steps.extend(addresses(network, &name, held, found));
-    steps.extend(table(network, held.table.as_ref()));
+    steps.extend(table(config, network, held.table.as_ref()));
     if !found.is_some_and(|link| link.up) {
         steps.push(Step::SetUp { link: name });
     }
@@ -45,19 +45,28 @@ pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -
     steps
 }
 
-/// What the host does on the bridge by itself: as the gateway it takes no other's router advertisements, which a guest
-/// may send, and where it has no IPv6 address it has no link-local one either, by which guests could reach it.
+/// What the host does on the bridge by itself. As the gateway it takes no other's router advertisements, which a guest
+/// may send; where it has no IPv6 address it has no link-local one either, by which guests could reach it. What the host
+/// sends to 127.0.0.1 may be forwarded to a guest only if the bridge is told that such is no mistake.
 fn sysctls(network: &Network, link: &IfName, inventory: &Inventory) -> Vec<Step> {
-    let ipv6 = network
-        .gateways()
-        .iter()
-        .any(|net| matches!(net, IpNet::V6(_)));
-    let mut wanted = vec![("disable_ipv6", "0", if ipv6 { "0" } else { "1" })];
-    if ipv6 {
-        wanted.push(("accept_ra", "1", "0"));
+    let gateways = network.gateways();
+    let ipv6 = gateways.iter().any(|net| matches!(net, IpNet::V6(_)));
+    let truth = |truth| if truth { "1" } else { "0" };
+    let mut wanted = Vec::new();
+    if inventory.has_ipv6() {
+        let key = format!("net.ipv6.conf.{link}.disable_ipv6");
+        wanted.push((key, "0", truth(!ipv6)));
+        if ipv6 {
+            wanted.push((format!("net.ipv6.conf.{link}.accept_ra"), "1", "0"));
+        }
     }
+    let forwards = truth(!network.forwards.is_empty());
+    wanted.push((
+        format!("net.ipv4.conf.{link}.route_localnet"),
+        "0",
+        forwards,
+    ));
     let steps = wanted.into_iter().filter_map(|(key, default, value)| {
-        let key = format!("net.ipv6.conf.{link}.{key}");
         let was = inventory.sysctls.get(&key).map_or(default, String::as_str);
         (was != value).then(|| Step::SetSysctl {
             value: value.to_owned(),
@@ -65,7 +74,7 @@ fn sysctls(network: &Network, link: &IfName, inventory: &Inventory) -> Vec<Step>
             key,
         })
     });
-    steps.filter(|_| inventory.has_ipv6()).collect()
+    steps.collect()
 }
 
 /// Only addresses of ours go: a person may have added one.
@@ -88,10 +97,10 @@ fn addresses(network: &Network, link: &IfName, held: &Held, found: Option<&Link>
     steps
 }
 
-fn table(network: &Network, was: Option<&Table>) -> Option<Step> {
+fn table(config: &Config, network: &Network, was: Option<&Table>) -> Option<Step> {
     let table = table_name(&network.name);
     let rules_were = || was.map(|was| was.rules.clone());
-    match rules::table(network) {
+    match rules::table(config, network) {
         Some(rules) => {
             let there = was.is_some_and(|was| was.intact && was.rules == rules);
             (!there).then(|| Step::ReplaceTable {

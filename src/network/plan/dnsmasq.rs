@@ -51,13 +51,13 @@ pub(super) fn none(dir: &Path, found: Option<&Dnsmasq>) -> Vec<Step> {
 /// The files of `network`, whose directory is `dir`.
 pub(super) fn texts(config: &Config, network: &Network, dir: &Path) -> DnsmasqFiles {
     DnsmasqFiles {
-        conf: conf(network, dir),
+        conf: conf(config, network, dir),
         dhcp_hosts: dhcp_hosts(config, network),
         hosts: hosts(config, network),
     }
 }
 
-fn conf(network: &Network, dir: &Path) -> String {
+fn conf(config: &Config, network: &Network, dir: &Path) -> String {
     let file = |name| dir.join(name).display().to_string();
     let mut lines = vec![
         format!(
@@ -92,10 +92,10 @@ fn conf(network: &Network, dir: &Path) -> String {
         lines.push("no-resolv".into());
     }
     if let Some(ipv4) = network.ipv4 {
-        lines.extend(dhcpv4(network, ipv4));
+        lines.extend(dhcpv4(config, network, ipv4));
     }
     if let Some(prefix) = network.ipv6 {
-        lines.extend(dhcpv6(network, prefix));
+        lines.extend(dhcpv6(config, network, prefix));
     }
     lines.join("\n") + "\n"
 }
@@ -108,11 +108,11 @@ fn most_leases(network: &Network) -> u32 {
     }
 }
 
-fn dhcpv4(network: &Network, ipv4: Ipv4) -> Vec<String> {
+fn dhcpv4(config: &Config, network: &Network, ipv4: Ipv4) -> Vec<String> {
     let Ipv4 { subnet, dhcp } = ipv4;
     let mask = subnet.net().netmask();
     let mut lines = vec![format!("dhcp-range={},{},{mask}", dhcp.first, dhcp.last)];
-    if !leads_out(network, Family::Ipv4) {
+    if !leads_out(config, network, Family::Ipv4) {
         lines.push("dhcp-option=option:router".into()); // none
     }
     if let Some(mtu) = network.mtu {
@@ -122,7 +122,7 @@ fn dhcpv4(network: &Network, ipv4: Ipv4) -> Vec<String> {
 }
 
 /// Router advertisements, which give the bridge's MTU as well, and DHCPv6.
-fn dhcpv6(network: &Network, prefix: Prefix) -> Vec<String> {
+fn dhcpv6(config: &Config, network: &Network, prefix: Prefix) -> Vec<String> {
     let [first, last] = prefix.dhcp();
     // With addresses of their own making guests get their name from the one they have by DHCPv4.
     let slaac = if prefix.has_slaac() {
@@ -135,15 +135,17 @@ fn dhcpv6(network: &Network, prefix: Prefix) -> Vec<String> {
         "enable-ra".into(),
         format!("dhcp-range={first},{last},{slaac}{length}"),
     ];
-    if !leads_out(network, Family::Ipv6) {
+    if !leads_out(config, network, Family::Ipv6) {
         // A router for no time at all is one that guests don't send other packets to (RFC 4861, 6.2.3).
         lines.push(format!("ra-param={},600,0", network.bridge()));
     }
     lines
 }
 
-fn leads_out(network: &Network, family: Family) -> bool {
+/// Whether guests need a router: for what they begin, or to answer who comes by a port forward.
+fn leads_out(config: &Config, network: &Network, family: Family) -> bool {
     Policy::of(network, family).is_some_and(|policy| policy.outbound)
+        || config.has_forwards(network, family)
 }
 
 /// Which MAC address gets which addresses and name.

@@ -59,7 +59,7 @@ pub fn plan(
             step,
         })
     });
-    let shared = forwarding::steps(&networks, inventory);
+    let shared = forwarding::steps(config, &networks, inventory);
     let shared = shared.into_iter().map(|step| Planned {
         network: None,
         step,
@@ -82,7 +82,7 @@ pub fn take_back(teardown: &[Step]) -> Vec<Step> {
         Step::DeleteAddress { link, .. } => bridges.contains(&link),
         Step::SetSysctl { key, .. } => bridges
             .iter()
-            .any(|link| key.starts_with(&format!("net.ipv6.conf.{link}."))),
+            .any(|link| key.contains(&format!(".conf.{link}."))),
         _ => false,
     };
     let left = teardown.iter().rev().filter(|step| !goes_anyway(step));

@@ -4,29 +4,123 @@
 //! second lets it in.
 
 use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
 
 use super::table_name;
-use crate::config::{Mode, Network};
+use crate::config::{Config, Forward, Mode, Network, Ports, Protocol};
 use crate::network::policy::Policy;
 use crate::types::Family;
 
 /// The whole table of family inet; none where the firewall is the admin's.
-pub(super) fn table(network: &Network) -> Option<String> {
+pub(super) fn table(config: &Config, network: &Network) -> Option<String> {
     if network.mode == Mode::Open {
         return None;
     }
-    let mut chains = vec![forward(network)];
+    let forwards = forwards(config, network);
+    let mut chains = vec![forward(network, &forwards)];
     if !network.has_host() {
         chains.push(keep_off(network));
     }
-    chains.extend(postrouting(network));
+    if !forwards.is_empty() {
+        chains.push(redirect(network, &forwards));
+    }
+    chains.extend(postrouting(network, &forwards));
     let table = table_name(&network.name);
     Some(format!("table inet {table} {{\n{}}}\n", chains.join("\n")))
 }
 
+/// A port forward to one address; all ports are as many as the first.
+struct Redirect {
+    /// What matches on the way in: the host's address and ports.
+    matches: String,
+    /// Where it goes.
+    to: IpAddr,
+    protocol: Protocol,
+    to_ports: Ports,
+    /// Whether ports stay what they were.
+    same_ports: bool,
+}
+
+/// Each forward, for each family, and for each port where they change: nft's `dnat` to a range takes any port of it.
+fn forwards(config: &Config, network: &Network) -> Vec<Redirect> {
+    let mut all = Vec::new();
+    for forward in &network.forwards {
+        for to in config.targets(network, forward) {
+            let same_ports = forward.ports == forward.to_ports;
+            let one = |ports: Ports, to_ports: Ports| Redirect {
+                matches: matches(forward, ports, to),
+                to,
+                protocol: forward.protocol,
+                to_ports,
+                same_ports,
+            };
+            if same_ports {
+                all.push(one(forward.ports, forward.to_ports));
+            } else {
+                let each = |ports: Ports| {
+                    (ports.first..=ports.last).map(|port| Ports {
+                        first: port,
+                        last: port,
+                    })
+                };
+                let pairs = each(forward.ports).zip(each(forward.to_ports));
+                all.extend(pairs.map(|(ports, to_ports)| one(ports, to_ports)));
+            }
+        }
+    }
+    all
+}
+
+fn matches(forward: &Forward, ports: Ports, to: IpAddr) -> String {
+    let address = match (forward.address, to) {
+        (Some(address), _) => format!("{} daddr {address}", nft_family(address)),
+        (None, IpAddr::V4(_)) => "meta nfproto ipv4 fib daddr type local".to_owned(),
+        (None, IpAddr::V6(_)) => "meta nfproto ipv6 fib daddr type local".to_owned(),
+    };
+    format!("{address} {} dport {ports}", forward.protocol)
+}
+
+fn nft_family(ip: IpAddr) -> &'static str {
+    match ip {
+        IpAddr::V4(_) => "ip",
+        IpAddr::V6(_) => "ip6",
+    }
+}
+
+/// Forwards: from elsewhere and from the host itself. With the bridge told to route 127.0.0.0/8, for what the host sends
+/// to itself, guests could reach what listens there alone, but for the first chain.
+fn redirect(network: &Network, forwards: &[Redirect]) -> String {
+    let bridge = network.bridge();
+    let keep_out = format!("iifname \"{bridge}\" ip daddr 127.0.0.0/8 drop");
+    let rules: Vec<String> = forwards
+        .iter()
+        .map(|forward| {
+            let to = match (forward.to, forward.same_ports) {
+                (to, true) => to.to_string(),
+                (to, false) => SocketAddr::new(to, forward.to_ports.first).to_string(),
+            };
+            format!(
+                "{} dnat {} to {to}",
+                forward.matches,
+                nft_family(forward.to)
+            )
+        })
+        .collect();
+    [
+        chain(
+            "localnet",
+            "filter hook prerouting priority raw",
+            &[keep_out],
+        ),
+        chain("prerouting", "nat hook prerouting priority dstnat", &rules),
+        chain("output", "nat hook output priority -100", &rules),
+    ]
+    .join("\n")
+}
+
 /// Forwarding: among guests (which are forwarded only where br_netfilter makes the bridge ask), from the guests' addresses
-/// outwards and to them inwards as far as the policy goes, and nothing else in either direction.
-fn forward(network: &Network) -> String {
+/// outwards and to them inwards as far as the policy and the port forwards go, and nothing else in either direction.
+fn forward(network: &Network, forwards: &[Redirect]) -> String {
     let bridge = network.bridge();
     let mut rules = vec![format!("iifname \"{bridge}\" oifname \"{bridge}\" accept")];
     for (ip, net, policy) in families(network) {
@@ -39,6 +133,22 @@ fn forward(network: &Network) -> String {
             let replies = "ct state established,related accept";
             rules.push(format!("oifname \"{bridge}\" {ip} daddr {net} {replies}"));
         }
+    }
+    for forward in forwards {
+        let Redirect {
+            to,
+            protocol,
+            to_ports,
+            ..
+        } = forward;
+        let target = format!("{} daddr {to} {protocol} dport {to_ports}", nft_family(*to));
+        rules.push(format!(
+            "oifname \"{bridge}\" {target} ct status dnat accept"
+        ));
+        let source = format!("{} saddr {to} {protocol} sport {to_ports}", nft_family(*to));
+        rules.push(format!(
+            "iifname \"{bridge}\" {source} ct status dnat accept"
+        ));
     }
     for name in ["iifname", "oifname"] {
         rules.push(format!(
@@ -66,8 +176,24 @@ fn keep_off(network: &Network) -> String {
 }
 
 /// Masquerading; for IPv4 what is meant for all on the network stays as it is.
-fn postrouting(network: &Network) -> Option<String> {
+///
+/// A guest that a neighbour reaches by a forward, or the host by 127.0.0.1, must answer to the host, and not to whom it
+/// can't know or would speak to directly.
+fn postrouting(network: &Network, forwards: &[Redirect]) -> Option<String> {
     let mut rules = Vec::new();
+    let bridge = network.bridge();
+    for (ip, net, _) in families(network) {
+        let mut redirected = forwards.iter();
+        if redirected.any(|forward| nft_family(forward.to) == ip) {
+            let hairpin = "ct status dnat masquerade";
+            rules.push(format!("oifname \"{bridge}\" {ip} saddr {net} {hairpin}"));
+            if ip == "ip" {
+                rules.push(format!(
+                    "oifname \"{bridge}\" ip saddr 127.0.0.0/8 {hairpin}"
+                ));
+            }
+        }
+    }
     for (ip, net, _) in families(network).filter(|(.., policy)| policy.masquerade) {
         let to_all: &[&str] = match ip {
             "ip" => &["224.0.0.0/24", "255.255.255.255"],
