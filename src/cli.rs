@@ -31,6 +31,8 @@ pub enum Command {
     Status(ReportArgs),
     /// Print who can open connections to whom, as the file has it
     Reach(ReportArgs),
+    /// Print the addresses that DHCP has given out
+    Leases(ReportArgs),
     /// Run a guest in the foreground, with its networks; Ctrl-C ends it
     Run(RunArgs),
 }
@@ -59,7 +61,7 @@ pub struct NetworkArgs {
     pub names: Vec<Name>,
 }
 
-/// Arguments of `plan`, `status` and `reach`.
+/// Arguments of `plan`, `status`, `reach` and `leases`.
 #[derive(Debug, Clone, Args)]
 pub struct ReportArgs {
     /// Networks, file and run directory.

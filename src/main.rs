@@ -32,6 +32,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Down(args) => network::down(&args)?,
         Command::Status(args) => return Ok(guest::status(&args)?),
         Command::Reach(args) => network::reach(&args)?,
+        Command::Leases(args) => network::leases(&args)?,
         Command::Run(args) => return Ok(guest::run(&args)?),
     }
     Ok(ExitCode::SUCCESS)

@@ -575,6 +575,25 @@ fn guests_get_addresses_names_and_the_way_out_and_nobody_gets_in() {
         .trim_matches('\'');
     let own: Ipv4Addr = own.parse().unwrap();
     assert_ne!(own.to_string(), "192.168.100.10");
+    let leases = host.ringtap(&["leases", "default", "--json"]).succeeded();
+    let leases: serde_json::Value = serde_json::from_str(&leases).unwrap();
+    let of = |name: &str| {
+        let mut all = leases.as_array().unwrap().iter();
+        all.find(|lease| lease["name"] == name).unwrap().clone()
+    };
+    assert_eq!(of("web1")["ip"], "192.168.100.10");
+    assert_eq!(of("web1")["mac"], "52:54:00:00:00:01");
+    assert_eq!(of("web2")["ip"], own.to_string());
+    assert_eq!(of("web2")["network"], "default");
+    assert!(
+        of("web2")["expires"].as_u64() > Some(1_700_000_000),
+        "{leases}"
+    );
+    let printed = host.ringtap(&["leases"]).succeeded();
+    assert!(
+        printed.contains("192.168.100.10") && printed.contains("min left"),
+        "{printed}"
+    );
 
     let lookup = |name: &str| web1.run(&format!("busybox nslookup -type=a {name} 192.168.100.1"));
     assert!(lookup("web1.vm.internal").contains("192.168.100.10"));

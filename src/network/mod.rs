@@ -16,6 +16,7 @@
 pub mod apply;
 pub mod inventory;
 pub mod journal;
+mod leases;
 pub mod observe;
 pub mod plan;
 mod plug;
@@ -45,6 +46,7 @@ use journal::{Journal, Record, RunDir, RunDirError};
 use observe::{ObserveError, observe};
 use plan::{Clashes, Planned};
 
+pub use leases::leases;
 pub use plug::{Plugged, plug};
 pub use reach::reach;
 pub use status::{StatusReport, status};
@@ -115,6 +117,14 @@ pub enum Error {
         network: Name,
         /// The links on its bridge.
         ports: Vec<String>,
+    },
+    /// dnsmasq's file.
+    #[error("cannot read the leases in {}", path.display())]
+    Leases {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
     },
     /// Some of it could not be taken back.
     #[error("not all could be taken back; run `ringtap down` again once this is mended:\n{0}")]
