@@ -14,7 +14,6 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use ringtap::network::inventory::Inventory;
 use ringtap::network::port;
-use ringtap::types::Mtu;
 use support::host::Host;
 use support::netns::{self, Netns, difference, require, until};
 
@@ -435,11 +434,10 @@ fn a_network_in_use_is_not_taken_down() {
     let before = host.everything();
     host.ringtap(&["up"]).succeeded();
     host.netns.run("ip tuntap add tap-web1-0 mode tap");
-    let (tap, bridge) = ("tap-web1-0".parse().unwrap(), "rt-default".parse().unwrap());
-    let mtu = Mtu::try_from(1400).ok();
-    host.netns
-        .within(|| port::attach(&tap, &bridge, mtu))
-        .unwrap();
+    let tap = "tap-web1-0".parse().unwrap();
+    let config = host.config();
+    let network = config.networks.values().next().unwrap();
+    host.netns.within(|| port::attach(&tap, network)).unwrap();
     let link = host.netns.run("ip link show tap-web1-0");
     assert!(
         link.contains("master rt-default") && link.contains("mtu 1400"),
@@ -458,7 +456,7 @@ fn a_network_in_use_is_not_taken_down() {
         .expect("absent is fine");
     let missing = host
         .netns
-        .within(|| port::attach(&tap, &bridge, None))
+        .within(|| port::attach(&tap, network))
         .unwrap_err();
     assert!(missing.to_string().contains("tap-web1-0"), "{missing}");
     host.ringtap(&["down"]).succeeded();

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
+use ringtap::network::port;
 use serde_json::Value;
 use support::golden;
 use support::host::Host;
@@ -47,6 +48,12 @@ host = false
 subnet = "10.6.0.0/24"
 ipv6 = "fd00:6::/64"
 
+[networks.apart]
+mode = "nat"
+isolate-guests = true
+subnet = "10.8.0.0/24"
+ipv6 = "2001:db8:8::/64"
+
 [networks.wild]
 mode = "open"
 subnet = "10.7.0.0/24"
@@ -54,13 +61,14 @@ ipv6 = "2001:db8:7::/64"
 "#;
 
 /// Each network's name and its prefixes, but for the last part of an address.
-const PREFIXES: [(&str, Option<&str>, &str); 7] = [
+const PREFIXES: [(&str, Option<&str>, &str); 8] = [
     ("default", Some("10.1.0."), "2001:db8:1::"),
     ("local", Some("10.2.0."), "fd00:2::"),
     ("six", None, "fd00:3::"),
     ("public", Some("10.4.0."), "2001:db8:4::"),
     ("lab", Some("10.5.0."), "fd00:5::"),
     ("dark", Some("10.6.0."), "fd00:6::"),
+    ("apart", Some("10.8.0."), "2001:db8:8::"),
     ("wild", Some("10.7.0."), "2001:db8:7::"),
 ];
 
@@ -77,8 +85,12 @@ fn guest(host: &Host, network: &str, number: u8) -> Party {
     guest.run("sysctl -w net.ipv6.conf.default.accept_ra=0");
     host.netns.join(&port, &guest, "eth0");
     let bridge = format!("rt-{network}");
-    host.netns
-        .run(&format!("ip link set {port} master {bridge}"));
+    let config = host.config();
+    let plugged = host.netns.within(|| {
+        let network = config.network(&network.parse().unwrap()).unwrap();
+        port::attach(&port.parse().unwrap(), network)
+    });
+    plugged.unwrap();
     let mac = host
         .netns
         .run(&format!("cat /sys/class/net/{bridge}/address"));

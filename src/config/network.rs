@@ -31,6 +31,8 @@ pub struct Network {
     pub domain: Domain,
     /// Ports of the host that lead to guests; only on a NAT network.
     pub forwards: Vec<Forward>,
+    /// Whether its guests are kept from each other.
+    pub isolate_guests: bool,
     /// The MTU of the bridge, the taps and the guests; the kernel's default where there is none.
     pub mtu: Option<Mtu>,
 }
@@ -112,7 +114,16 @@ pub(super) fn read_all<'t>(reader: &Reader<'t>, root: &Section<'t>) -> ReadMap<'
 
 fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Read<'t, Network> {
     let known = [
-        "mode", "subnet", "ipv6", "dhcp", "domain", "mtu", "host", "nat66", "forwards",
+        "mode",
+        "subnet",
+        "ipv6",
+        "dhcp",
+        "domain",
+        "mtu",
+        "host",
+        "nat66",
+        "forwards",
+        "isolate-guests",
     ];
     reader.known_keys(&section, &known);
     let mode = read_mode(reader, &section);
@@ -140,6 +151,8 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
     let mtu = reader
         .integer(&section, "mtu")
         .and_then(|number| read_mtu(reader, &section, &number));
+    let isolate_guests = reader.boolean(&section, "isolate-guests");
+    let isolate_guests = isolate_guests.is_some_and(|isolate| isolate.value);
     let forwards = reader.text_list(&section, "forwards");
     let forwards: Option<Vec<Forward>> = forwards
         .iter()
@@ -165,6 +178,7 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
                 None => format!("{name}.internal").parse().ok()?,
             },
             forwards: forwards?,
+            isolate_guests,
             mtu,
             name,
         })

@@ -94,7 +94,7 @@ impl HostNic {
         let tap = guest.tap(index);
         Tap::make_persistent(&tap)?;
         let port = Port(tap.clone());
-        network::port::attach(&tap, &network.bridge(), network.mtu)?;
+        network::port::attach(&tap, network)?;
         let socket = dir.join(format!("nic{index}.sock"));
         let args = BackendArgs {
             queue_pairs: nic.queue_pairs,

@@ -113,7 +113,12 @@ fn verdict(from: Party<'_>, to: Party<'_>, family: Family) -> Option<Verdict> {
     };
     match (from, to) {
         (Party::Guests(from), Party::Guests(to)) if from.name == to.name => {
-            from.prefix(family).map(|_| Verdict::Yes)
+            from.prefix(family)?;
+            Some(if from.isolate_guests {
+                Verdict::No
+            } else {
+                Verdict::Yes
+            })
         }
         (Party::Guests(from), Party::Guests(to)) => Some(leaves(from)?.and(enters(to)?)),
         (Party::Guests(network), Party::Host) | (Party::Host, Party::Guests(network)) => {

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use ringtap::config::Config;
 use tempfile::TempDir;
 
 use super::netns::{Netns, bounded, difference, require};
@@ -59,6 +60,11 @@ impl Host {
 
     pub fn configure(&self, config: &str) {
         fs::write(self.dir.path().join("ringtap.toml"), config).unwrap();
+    }
+
+    /// What its file says.
+    pub fn config(&self) -> Config {
+        Config::load(&self.dir.path().join("ringtap.toml")).unwrap()
     }
 
     pub fn run_dir(&self) -> PathBuf {

@@ -11,7 +11,8 @@ use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{
-    BridgeStpState, InfoKind, LinkAttribute, LinkInfo, LinkMessage,
+    BridgeStpState, InfoBridgePort, InfoKind, InfoPortData, InfoPortKind, LinkAttribute, LinkInfo,
+    LinkMessage,
 };
 use rtnetlink::{AddressMessageBuilder, Handle, LinkBridge, LinkMessageBuilder, LinkUnspec};
 use thiserror::Error;
@@ -150,7 +151,7 @@ impl Netlink {
         self.set(name, format!("set {name} down"), LinkMessageBuilder::down)
     }
 
-    /// Makes `tap` a port of `bridge`, of the bridge's MTU or the one given, and sets it up.
+    /// Makes `tap` a port of `bridge`, of the bridge's MTU or the one given.
     ///
     /// # Errors
     /// The kernel's, or either is missing.
@@ -167,8 +168,22 @@ impl Netlink {
                 Some(mtu) => link.mtu(mtu.into()),
                 None => link,
             };
-            link.controller(master).up()
+            link.controller(master)
         })
+    }
+
+    /// Lets `port`, which is one of a bridge, exchange frames only with ports that are not isolated, such as the bridge.
+    ///
+    /// # Errors
+    /// The kernel's, or there is no such link.
+    pub fn isolate(&self, port: &IfName) -> Result<(), NetlinkError> {
+        let isolated = InfoPortData::BridgePort(vec![InfoBridgePort::Isolated(true)]);
+        let info = LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(isolated),
+        ]);
+        let doing = format!("isolate port {port}");
+        self.set(port, doing, |link| link.append_extra_attribute(info))
     }
 
     fn set(

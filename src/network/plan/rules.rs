@@ -122,7 +122,16 @@ fn redirect(network: &Network, forwards: &[Redirect]) -> String {
 /// outwards and to them inwards as far as the policy and the port forwards go, and nothing else in either direction.
 fn forward(network: &Network, forwards: &[Redirect]) -> String {
     let bridge = network.bridge();
-    let mut rules = vec![format!("iifname \"{bridge}\" oifname \"{bridge}\" accept")];
+    let among_guests = format!("iifname \"{bridge}\" oifname \"{bridge}\"");
+    let mut rules = if network.isolate_guests {
+        // Forwards are for all who reach the host; else one guest would reach the other by way of the gateway.
+        vec![
+            format!("{among_guests} ct status dnat accept"),
+            format!("{among_guests} reject with icmpx admin-prohibited"),
+        ]
+    } else {
+        vec![format!("{among_guests} accept")]
+    };
     for (ip, net, policy) in families(network) {
         if policy.outbound {
             rules.push(format!("iifname \"{bridge}\" {ip} saddr {net} accept"));
