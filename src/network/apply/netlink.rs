@@ -177,13 +177,18 @@ impl Netlink {
     /// # Errors
     /// The kernel's, or there is no such link.
     pub fn isolate(&self, port: &IfName) -> Result<(), NetlinkError> {
+        let index = self.index(port)?;
         let isolated = InfoPortData::BridgePort(vec![InfoBridgePort::Isolated(true)]);
         let info = LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
             LinkInfo::PortData(isolated),
         ]);
-        let doing = format!("isolate port {port}");
-        self.set(port, doing, |link| link.append_extra_attribute(info))
+        let message = LinkUnspec::new_with_index(index)
+            .append_extra_attribute(info)
+            .build();
+        self.ask(format!("isolate port {port}"), |handle| {
+            handle.link().set_port(message).execute()
+        })
     }
 
     fn set(
