@@ -256,10 +256,7 @@ fn check_ip(reader: &Reader<'_>, table: &Section<'_>, ip: &At<Ipv4Addr>, network
     };
     let Some(ipv4) = network.ipv4 else {
         let cause = format!("network {} has no IPv4 addresses", network.name);
-        return problem(
-            cause,
-            "give it a subnet, or leave the address out".to_owned(),
-        );
+        return problem(cause, no_such_addresses(network, "subnet"));
     };
     if let Some(refusal) = ipv4.subnet.refusal(ip.value) {
         let guests = ipv4.subnet.guests();
@@ -276,12 +273,17 @@ fn check_ipv6(reader: &Reader<'_>, table: &Section<'_>, ip: &At<Ipv6Addr>, netwo
     };
     let Some(prefix) = network.ipv6 else {
         let cause = format!("network {} has no IPv6 addresses", network.name);
-        return problem(
-            cause,
-            "give it ipv6 = \"…\", or leave the address out".to_owned(),
-        );
+        return problem(cause, no_such_addresses(network, "ipv6"));
     };
     if let Some(refusal) = prefix.refusal(ip.value) {
         problem(refusal, format!("write another one of {prefix}"));
+    }
+}
+
+/// What to do about an address that its network does not have because it lacks `key`.
+fn no_such_addresses(network: &Network, key: &str) -> String {
+    match network.is_lan() {
+        true => "leave it out: the LAN gives it".to_owned(),
+        false => format!("give the network {key} = \"…\", or leave the address out"),
     }
 }

@@ -332,7 +332,7 @@ fn leads_nowhere(
 /// Long names are shortened with a hash to fit a link name; two of them may meet.
 fn check_links(reader: &Reader<'_>, networks: &ReadMap<'_, Network>, guests: &ReadMap<'_, Guest>) {
     let bridges = networks.values().filter_map(|read| {
-        let network = read.value.as_ref()?;
+        let network = read.value.as_ref().filter(|network| !network.is_lan())?;
         Some((network.bridge(), &read.section))
     });
     let taps = guests.values().flat_map(|read| {

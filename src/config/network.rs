@@ -15,8 +15,8 @@ use crate::types::{Family, IfName, Mtu, Name};
 /// A network that guests' NICs are plugged into.
 ///
 /// It has a bridge of its own, on which the host is the gateway with the first address of each family, and serves DHCP
-/// and DNS: at least one of `ipv4` and `ipv6` is there. Only where the host keeps off (`isolated`, `host = false`) both
-/// may be missing, and are but what guests' addresses are checked against.
+/// and DNS: at least one of `ipv4` and `ipv6` is there. Where the host keeps off (`isolated`, `host = false`) both
+/// may be missing, and are but what guests' addresses are checked against. On somebody else's bridge both are missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {
     /// Its name in the file.
@@ -49,7 +49,15 @@ pub struct Ipv4 {
 impl Network {
     /// The name of the network's bridge on the host.
     pub fn bridge(&self) -> IfName {
-        IfName::derived_from("rt-", &self.name)
+        match &self.mode {
+            Mode::Bridge { bridge } => bridge.clone(),
+            _ => IfName::derived_from("rt-", &self.name),
+        }
+    }
+
+    /// Whether its guests are on somebody else's network, and ringtap brings no more than their ports.
+    pub fn is_lan(&self) -> bool {
+        matches!(self.mode, Mode::Bridge { .. })
     }
 
     /// Its addresses of one family.
@@ -60,9 +68,9 @@ impl Network {
         }
     }
 
-    /// Whether the host has addresses on it, and serves it.
+    /// Whether ringtap gives the host addresses on it, and serves it.
     pub fn has_host(&self) -> bool {
-        self.mode != Mode::Isolated { host: false }
+        self.mode.has_host()
     }
 
     /// The host's own addresses on it.
@@ -75,7 +83,7 @@ impl Network {
 }
 
 /// How a network meets the world.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mode {
     /// Guests share the host's IPv4 address, and with `nat66` its IPv6 address.
     Nat {
@@ -91,13 +99,22 @@ pub enum Mode {
     },
     /// As routed, with the firewall left to the admin.
     Open,
+    /// Guests are peers on the LAN, by a bridge that is there.
+    Bridge {
+        /// The bridge.
+        bridge: IfName,
+    },
 }
 
 impl Mode {
     /// What the file calls modes that exist.
-    const SUPPORTED: [&str; 4] = ["nat", "routed", "isolated", "open"];
+    const SUPPORTED: [&str; 5] = ["nat", "routed", "isolated", "open", "bridge"];
     /// What the file will call those to come: refused, but known not to be a slip of the keyboard.
-    const PLANNED: [&str; 2] = ["bridge", "macvtap"];
+    const PLANNED: [&str; 1] = ["macvtap"];
+
+    fn has_host(&self) -> bool {
+        !matches!(self, Self::Isolated { host: false } | Self::Bridge { .. })
+    }
 }
 
 /// Every `[networks.NAME]`.
@@ -124,24 +141,19 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
         "nat66",
         "forwards",
         "isolate-guests",
+        "bridge",
     ];
     reader.known_keys(&section, &known);
     let mode = read_mode(reader, &section);
     let subnet = read_net::<Subnet>(reader, &section, "subnet", "192.168.100.0/24");
     let prefix = read_net::<Prefix>(reader, &section, "ipv6", "fd00:100::/64");
-    let served = mode != Some(Mode::Isolated { host: false });
+    let served = mode.as_ref().is_none_or(Mode::has_host);
     let needs_addresses = served && (mode.is_some() || !section.has("mode"));
     if needs_addresses && subnet.is_none() && prefix.is_none() {
         reader.missing(&section, "subnet", "\"192.168.100.0/24\"");
     }
-    let unserved = ["dhcp", "domain"].into_iter().filter(|_| !served);
-    for key in unserved.filter(|key| section.has(key)) {
-        reader.problem(
-            &section.span_of(key),
-            section.key(key),
-            "there is no DHCP and no DNS where the host keeps off (host = false)",
-            "leave it out",
-        );
+    if let Some(mode) = mode.as_ref().filter(|_| !served) {
+        refuse_services(reader, &section, mode);
     }
     if mode == Some(Mode::Nat { nat66: true }) && prefix.is_none() {
         reader.missing(&section, "ipv6", "\"fd00:100::/64\"");
@@ -186,6 +198,28 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
     Read { section, value }
 }
 
+/// Where the host serves nothing, the file can't say what.
+fn refuse_services(reader: &Reader<'_>, section: &Section<'_>, mode: &Mode) {
+    let (keys, cause): (&[&str], _) = match mode {
+        Mode::Bridge { .. } => (
+            &["subnet", "ipv6", "dhcp", "domain"],
+            "addresses and names are the LAN's to give",
+        ),
+        _ => (
+            &["dhcp", "domain"],
+            "there is no DHCP and no DNS where the host keeps off (host = false)",
+        ),
+    };
+    for key in keys.iter().filter(|key| section.has(key)) {
+        reader.problem(
+            &section.span_of(key),
+            section.key(key),
+            cause,
+            "leave it out",
+        );
+    }
+}
+
 /// The addresses at `key`: none where there is no such key, and none inside where there is no valid value.
 fn read_net<T: FromStr<Err: Display>>(
     reader: &Reader<'_>,
@@ -218,6 +252,7 @@ fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
     only_for("host", host.is_some(), "isolated");
     only_for("nat66", nat66.is_some(), "nat");
     only_for("forwards", section.has("forwards"), "nat");
+    only_for("bridge", section.has("bridge"), "bridge");
     let mode = match text.value {
         "nat" => Mode::Nat {
             nat66: nat66.unwrap_or(false),
@@ -227,6 +262,13 @@ fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
             host: host.unwrap_or(true),
         },
         "open" => Mode::Open,
+        "bridge" => {
+            let name = reader.required(section, "bridge", "\"br0\"")?;
+            let bridge = reader.parse(&name, section.key("bridge"), "name a bridge of the host")?;
+            Mode::Bridge {
+                bridge: bridge.value,
+            }
+        }
         _ => {
             unknown_mode(reader, section, &text);
             return None;

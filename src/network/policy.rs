@@ -27,11 +27,12 @@ impl Policy {
         masquerade: false,
     };
 
-    /// That of `network`; none where its guests have no addresses of that family.
+    /// That of `network`; none where the host is not its gateway, or its guests have no addresses of that family.
     pub fn of(network: &Network, family: Family) -> Option<Self> {
         network.prefix(family)?;
-        Some(match network.mode {
-            Mode::Nat { nat66 } => Self::nat(network, family, nat66),
+        Some(match &network.mode {
+            Mode::Bridge { .. } => return None,
+            Mode::Nat { nat66 } => Self::nat(network, family, *nat66),
             Mode::Routed | Mode::Open => Self::ROUTED,
             Mode::Isolated { .. } => Self::CLOSED,
         })

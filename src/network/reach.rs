@@ -59,6 +59,16 @@ enum Party<'a> {
     Outside,
 }
 
+impl Party<'_> {
+    /// As the host's gateways see it: guests on the LAN are a part of that.
+    fn as_routed(self) -> Self {
+        match self {
+            Party::Guests(network) if network.is_lan() => Party::Outside,
+            party => party,
+        }
+    }
+}
+
 impl fmt::Display for Party<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -92,7 +102,7 @@ impl Verdict {
 
     /// That of the gateway of `network`, whose rules pass the packet or not.
     fn at(network: &Network, passes: bool) -> Self {
-        match (network.mode, passes) {
+        match (&network.mode, passes) {
             (Mode::Open, _) => Self::Admin,
             (_, true) => Self::Yes,
             (_, false) => Self::No,
@@ -103,6 +113,10 @@ impl Verdict {
 /// Whether `from` can open connections to `to`; none where one of them has no addresses of the family, or where it is
 /// nothing of ringtap's.
 fn verdict(from: Party<'_>, to: Party<'_>, family: Family) -> Option<Verdict> {
+    if let Some(verdict) = on_lan(from, to) {
+        return Some(verdict);
+    }
+    let (from, to) = (from.as_routed(), to.as_routed());
     let leaves = |network: &Network| {
         let policy = Policy::of(network, family)?;
         Some(Verdict::at(network, policy.outbound))
@@ -132,6 +146,29 @@ fn verdict(from: Party<'_>, to: Party<'_>, family: Family) -> Option<Verdict> {
         (Party::Guests(network), Party::Outside) => leaves(network),
         (Party::Outside, Party::Guests(network)) => enters(network),
         (Party::Host | Party::Outside, Party::Host | Party::Outside) => None,
+    }
+}
+
+/// The verdict where the LAN decides; none where the host's gateways do.
+fn on_lan(from: Party<'_>, to: Party<'_>) -> Option<Verdict> {
+    match (from, to) {
+        (Party::Guests(from), Party::Guests(to)) if from.is_lan() && to.is_lan() => {
+            Some(if from.bridge() != to.bridge() {
+                Verdict::Admin // they may be one LAN, or two
+            } else if from.isolate_guests && to.isolate_guests {
+                Verdict::No
+            } else {
+                Verdict::Yes
+            })
+        }
+        // Whether the host has addresses there is not ringtap's doing.
+        (Party::Guests(network), Party::Host) | (Party::Host, Party::Guests(network)) => {
+            network.is_lan().then_some(Verdict::Admin)
+        }
+        (Party::Guests(network), Party::Outside) | (Party::Outside, Party::Guests(network)) => {
+            network.is_lan().then_some(Verdict::Yes)
+        }
+        _ => None,
     }
 }
 

@@ -161,14 +161,16 @@ impl Netlink {
         bridge: &IfName,
         mtu: Option<Mtu>,
     ) -> Result<(), NetlinkError> {
-        let master = self.index(bridge)?;
+        let master = self.there(bridge)?;
+        // A port of a smaller one would shrink the bridge's.
+        let mtu = mtu.map(u32::from).or_else(|| mtu_of(&master));
         let doing = format!("make {tap} a port of {bridge}");
         self.set(tap, doing, |link| {
             let link = match mtu {
-                Some(mtu) => link.mtu(mtu.into()),
+                Some(mtu) => link.mtu(mtu),
                 None => link,
             };
-            link.controller(master)
+            link.controller(master.header.index)
         })
     }
 
@@ -262,8 +264,13 @@ impl Netlink {
     }
 
     fn index(&self, name: &IfName) -> Result<u32, NetlinkError> {
+        Ok(self.there(name)?.header.index)
+    }
+
+    /// Link `name`, which must be there.
+    fn there(&self, name: &IfName) -> Result<LinkMessage, NetlinkError> {
         match self.link(name)? {
-            Some(link) => Ok(link.header.index),
+            Some(link) => Ok(link),
             None => Err(NetlinkError::new(
                 format!("find link {name}"),
                 io::Error::from_raw_os_error(libc::ENODEV),
@@ -277,6 +284,15 @@ fn io_error(error: rtnetlink::Error) -> io::Error {
         rtnetlink::Error::NetlinkError(message) => message.to_io(),
         other => io::Error::other(other),
     }
+}
+
+fn mtu_of(link: &LinkMessage) -> Option<u32> {
+    link.attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        })
 }
 
 fn is_bridge(link: &LinkMessage) -> bool {

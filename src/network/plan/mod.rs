@@ -7,6 +7,7 @@
 mod bridge;
 mod dnsmasq;
 mod forwarding;
+mod lan;
 mod rules;
 mod step;
 
@@ -52,7 +53,10 @@ pub fn plan(
         return Err(Clashes(clashes));
     }
     let of_networks = networks.iter().flat_map(|network| {
-        let steps = bridge::steps(config, network, inventory);
+        let steps = match network.is_lan() {
+            true => lan::steps(network, inventory),
+            false => bridge::steps(config, network, inventory),
+        };
         let name = network.name.clone();
         steps.into_iter().map(move |step| Planned {
             network: Some(name.clone()),
@@ -135,17 +139,19 @@ impl std::error::Error for Clashes {}
 
 fn clashes(networks: &[&Network], inventory: &Inventory) -> Vec<Clash> {
     let mut clashes = Vec::new();
-    let bridges: BTreeSet<String> = networks
-        .iter()
-        .map(|network| network.bridge().to_string())
-        .collect();
+    let own = networks.iter().filter(|network| !network.is_lan());
+    let bridges: BTreeSet<String> = own.map(|network| network.bridge().to_string()).collect();
     for network in networks {
-        let cause = no_ipv6(network, inventory)
-            .or_else(|| taken_name(network, inventory))
-            .or_else(|| {
-                // The chosen networks' own bridges may hold an old address until this plan is done.
-                taken_addresses(network, inventory, &|link| bridges.contains(link))
-            });
+        let cause = if network.is_lan() {
+            lan::clash(network, inventory)
+        } else {
+            no_ipv6(network, inventory)
+                .or_else(|| taken_name(network, inventory))
+                .or_else(|| {
+                    // The chosen networks' own bridges may hold an old address until this plan is done.
+                    taken_addresses(network, inventory, &|link| bridges.contains(link))
+                })
+        };
         if let Some((cause, remedy)) = cause {
             clashes.push(Clash {
                 network: network.name.clone(),
