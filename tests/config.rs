@@ -37,7 +37,7 @@ fn a_good_file_is_read_whole() {
     let name = |text: &str| text.parse::<Name>().unwrap();
 
     let default = config.network(&name("default")).unwrap();
-    assert_eq!(default.bridge().as_str(), "rt-default");
+    assert_eq!(default.trunk().as_str(), "rt-default");
     assert_eq!(
         default.ipv4.unwrap().subnet.gateway().to_string(),
         "192.168.100.1"

@@ -4,7 +4,7 @@
 mod support;
 
 use support::bytes::{noise, sha256};
-use support::lab::{INTERNET, Lab, WWW};
+use support::lab::{Lab, WWW};
 use support::machine::{Machine, Wish};
 use support::netns::fresh_index;
 use support::transfer;
@@ -15,27 +15,7 @@ const SIZE: usize = 8 << 20;
 /// A lab whose internet leases addresses to whoever is on its link.
 fn leasing() -> Lab {
     let mut lab = Lab::new();
-    let leases = format!(
-        "--dhcp-leasefile={}",
-        lab.dir.path().join("leases").display()
-    );
-    lab.serve(
-        "dnsmasq",
-        &[
-            "--keep-in-foreground",
-            "--conf-file=/dev/null",
-            "--pid-file=",
-            "--user=root",
-            "--port=0", // another one answers questions about names
-            "--interface=up0",
-            "--bind-interfaces",
-            "--no-ping",
-            "--dhcp-authoritative",
-            "--dhcp-range=198.51.100.100,198.51.100.199,1h",
-            &format!("--dhcp-option=option:dns-server,{INTERNET}"),
-            &leases,
-        ],
-    );
+    lab.serve_leases();
     lab
 }
 

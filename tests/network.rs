@@ -435,9 +435,12 @@ fn a_network_in_use_is_not_taken_down() {
     host.ringtap(&["up"]).succeeded();
     host.netns.run("ip tuntap add tap-web1-0 mode tap");
     let tap = "tap-web1-0".parse().unwrap();
+    let mac = "52:54:00:00:00:01".parse().unwrap();
     let config = host.config();
     let network = config.networks.values().next().unwrap();
-    host.netns.within(|| port::attach(&tap, network)).unwrap();
+    host.netns
+        .within(|| port::attach(&tap, mac, network))
+        .unwrap();
     let link = host.netns.run("ip link show tap-web1-0");
     assert!(
         link.contains("master rt-default") && link.contains("mtu 1400"),
@@ -456,7 +459,7 @@ fn a_network_in_use_is_not_taken_down() {
         .expect("absent is fine");
     let missing = host
         .netns
-        .within(|| port::attach(&tap, network))
+        .within(|| port::attach(&tap, mac, network))
         .unwrap_err();
     assert!(missing.to_string().contains("tap-web1-0"), "{missing}");
     host.ringtap(&["down"]).succeeded();

@@ -10,6 +10,7 @@ use std::process::Command;
 use std::thread;
 
 use ringtap::network::port;
+use ringtap::types::MacAddr;
 use serde_json::Value;
 use support::golden;
 use support::host::Host;
@@ -88,7 +89,11 @@ fn guest(host: &Host, network: &str, number: u8) -> Party {
     let config = host.config();
     let plugged = host.netns.within(|| {
         let network = config.network(&network.parse().unwrap()).unwrap();
-        port::attach(&port.parse().unwrap(), network)
+        port::attach(
+            &port.parse().unwrap(),
+            MacAddr::derived_from(&port),
+            network,
+        )
     });
     plugged.unwrap();
     let mac = host

@@ -24,7 +24,7 @@ use toml::de::DeTable;
 use crate::types::{Family, IfName, MacAddr, Name};
 pub use forward::{Forward, Ports, Protocol, Target};
 pub use guest::{Accel, Guest, Nic};
-pub use network::{Ipv4, Mode, Network};
+pub use network::{Ipv4, MacvtapMode, Mode, Network};
 use problem::suggest;
 pub use problem::{Problem, Problems};
 use reader::{At, Reader, Section, line_of};
@@ -333,7 +333,7 @@ fn leads_nowhere(
 fn check_links(reader: &Reader<'_>, networks: &ReadMap<'_, Network>, guests: &ReadMap<'_, Guest>) {
     let bridges = networks.values().filter_map(|read| {
         let network = read.value.as_ref().filter(|network| !network.is_lan())?;
-        Some((network.bridge(), &read.section))
+        Some((network.own_bridge(), &read.section))
     });
     let taps = guests.values().flat_map(|read| {
         let guest = read.value.as_ref();

@@ -47,17 +47,23 @@ pub struct Ipv4 {
 }
 
 impl Network {
-    /// The name of the network's bridge on the host.
-    pub fn bridge(&self) -> IfName {
+    /// The bridge that ringtap makes for the network, unless it is on a LAN.
+    pub fn own_bridge(&self) -> IfName {
+        IfName::derived_from("rt-", &self.name)
+    }
+
+    /// The link of the host that NICs are attached to: a bridge, or the uplink of macvtaps.
+    pub fn trunk(&self) -> IfName {
         match &self.mode {
             Mode::Bridge { bridge } => bridge.clone(),
-            _ => IfName::derived_from("rt-", &self.name),
+            Mode::Macvtap { uplink, .. } => uplink.clone(),
+            _ => self.own_bridge(),
         }
     }
 
     /// Whether its guests are on somebody else's network, and ringtap brings no more than their ports.
     pub fn is_lan(&self) -> bool {
-        matches!(self.mode, Mode::Bridge { .. })
+        self.mode.is_lan()
     }
 
     /// Its addresses of one family.
@@ -104,16 +110,52 @@ pub enum Mode {
         /// The bridge.
         bridge: IfName,
     },
+    /// Guests are peers on the LAN, by macvtaps on a link of the host that is there.
+    Macvtap {
+        /// The link.
+        uplink: IfName,
+        /// Whom they exchange frames with.
+        peers: MacvtapMode,
+    },
+}
+
+/// Whom a macvtap exchanges frames with, besides whoever is beyond the uplink: the kernel's modes of macvlan links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MacvtapMode {
+    /// Macvtaps of the same uplink.
+    Bridge,
+    /// Macvtaps of the same uplink if the switch beyond sends their frames back.
+    Vepa,
+    /// Nobody.
+    Private,
+    /// It is the only one, and takes the uplink over.
+    Passthru,
+}
+
+impl FromStr for MacvtapMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "bridge" => Ok(Self::Bridge),
+            "vepa" => Ok(Self::Vepa),
+            "private" => Ok(Self::Private),
+            "passthru" => Ok(Self::Passthru),
+            _ => Err(format!("{text:?} is no mode of macvtaps")),
+        }
+    }
 }
 
 impl Mode {
-    /// What the file calls modes that exist.
-    const SUPPORTED: [&str; 5] = ["nat", "routed", "isolated", "open", "bridge"];
-    /// What the file will call those to come: refused, but known not to be a slip of the keyboard.
-    const PLANNED: [&str; 1] = ["macvtap"];
+    /// What the file calls them.
+    const NAMES: [&str; 6] = ["nat", "routed", "isolated", "open", "bridge", "macvtap"];
 
     fn has_host(&self) -> bool {
-        !matches!(self, Self::Isolated { host: false } | Self::Bridge { .. })
+        *self != Self::Isolated { host: false } && !self.is_lan()
+    }
+
+    fn is_lan(&self) -> bool {
+        matches!(self, Self::Bridge { .. } | Self::Macvtap { .. })
     }
 }
 
@@ -142,6 +184,8 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
         "forwards",
         "isolate-guests",
         "bridge",
+        "uplink",
+        "macvtap-mode",
     ];
     reader.known_keys(&section, &known);
     let mode = read_mode(reader, &section);
@@ -165,6 +209,14 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
         .and_then(|number| read_mtu(reader, &section, &number));
     let isolate_guests = reader.boolean(&section, "isolate-guests");
     let isolate_guests = isolate_guests.is_some_and(|isolate| isolate.value);
+    if isolate_guests && matches!(mode, Some(Mode::Macvtap { .. })) {
+        reader.problem(
+            &section.span_of("isolate-guests"),
+            section.key("isolate-guests"),
+            "macvtaps are no ports of a bridge",
+            "write macvtap-mode = \"private\" instead",
+        );
+    }
     let forwards = reader.text_list(&section, "forwards");
     let forwards: Option<Vec<Forward>> = forwards
         .iter()
@@ -201,7 +253,7 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
 /// Where the host serves nothing, the file can't say what.
 fn refuse_services(reader: &Reader<'_>, section: &Section<'_>, mode: &Mode) {
     let (keys, cause): (&[&str], _) = match mode {
-        Mode::Bridge { .. } => (
+        Mode::Bridge { .. } | Mode::Macvtap { .. } => (
             &["subnet", "ipv6", "dhcp", "domain"],
             "addresses and names are the LAN's to give",
         ),
@@ -253,6 +305,8 @@ fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
     only_for("nat66", nat66.is_some(), "nat");
     only_for("forwards", section.has("forwards"), "nat");
     only_for("bridge", section.has("bridge"), "bridge");
+    only_for("uplink", section.has("uplink"), "macvtap");
+    only_for("macvtap-mode", section.has("macvtap-mode"), "macvtap");
     let mode = match text.value {
         "nat" => Mode::Nat {
             nat66: nat66.unwrap_or(false),
@@ -269,24 +323,35 @@ fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
                 bridge: bridge.value,
             }
         }
+        "macvtap" => read_macvtap(reader, section)?,
         _ => {
-            unknown_mode(reader, section, &text);
+            let cause = format!("unknown mode {:?}", text.value);
+            let remedy = suggest(text.value, Mode::NAMES);
+            reader.problem(&text.span, section.key("mode"), cause, remedy);
             return None;
         }
     };
     Some(mode)
 }
 
-fn unknown_mode(reader: &Reader<'_>, section: &Section<'_>, text: &At<&str>) {
-    let (cause, remedy) = if Mode::PLANNED.contains(&text.value) {
-        let cause = format!("mode {:?} is not supported yet", text.value);
-        (cause, format!("supported: {}", Mode::SUPPORTED.join(", ")))
-    } else {
-        let known = Mode::SUPPORTED.iter().chain(&Mode::PLANNED).copied();
-        let cause = format!("unknown mode {:?}", text.value);
-        (cause, suggest(text.value, known))
+fn read_macvtap<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
+    let uplink = reader.required(section, "uplink", "\"eno1\"");
+    let uplink = uplink.and_then(|name| {
+        let remedy = "name a link of the host";
+        reader.parse(&name, section.key("uplink"), remedy)
+    });
+    let peers = match reader.text(section, "macvtap-mode") {
+        Some(text) => {
+            let remedy = suggest(text.value, ["bridge", "vepa", "private", "passthru"]);
+            let key = section.key("macvtap-mode");
+            reader.parse(&text, key, &remedy)?.value
+        }
+        None => MacvtapMode::Bridge,
     };
-    reader.problem(&text.span, section.key("mode"), cause, remedy);
+    Some(Mode::Macvtap {
+        uplink: uplink?.value,
+        peers,
+    })
 }
 
 fn read_dhcp<'t>(

@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::process::{Process, background, last_line};
 use super::qemu::Wiring;
 use crate::backend::{BackendArgs, Endpoint, HostLink, StatsAddr};
-use crate::config::{Guest, Network};
+use crate::config::{Guest, Mode, Network};
 use crate::network;
 use crate::network::apply::netlink::NetlinkError;
 use crate::tap::{Tap, TapError};
@@ -92,14 +92,20 @@ impl HostNic {
     ) -> Result<Self, NicError> {
         let nic = &guest.nics[index];
         let tap = guest.tap(index);
-        Tap::make_persistent(&tap)?;
+        let link = match network.mode {
+            Mode::Macvtap { .. } => HostLink::Macvtap(tap.clone()),
+            _ => {
+                Tap::make_persistent(&tap)?;
+                HostLink::Tap(tap.clone())
+            }
+        };
         let port = Port(tap.clone());
-        network::port::attach(&tap, network)?;
+        network::port::attach(&tap, nic.mac, network)?;
         let socket = dir.join(format!("nic{index}.sock"));
         let args = BackendArgs {
             queue_pairs: nic.queue_pairs,
             stats: Some(StatsAddr::Unix(stats_socket(dir, index))),
-            ..BackendArgs::new(Endpoint::Listen(socket.clone()), HostLink::Tap(tap.clone()))
+            ..BackendArgs::new(Endpoint::Listen(socket.clone()), link)
         };
         let log = dir.join(format!("nic{index}.log"));
         let backend = start_and_wait(&args, &tap, &log)?;

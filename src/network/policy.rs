@@ -31,7 +31,7 @@ impl Policy {
     pub fn of(network: &Network, family: Family) -> Option<Self> {
         network.prefix(family)?;
         Some(match &network.mode {
-            Mode::Bridge { .. } => return None,
+            Mode::Bridge { .. } | Mode::Macvtap { .. } => return None,
             Mode::Nat { nat66 } => Self::nat(network, family, *nat66),
             Mode::Routed | Mode::Open => Self::ROUTED,
             Mode::Isolated { .. } => Self::CLOSED,

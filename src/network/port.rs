@@ -1,21 +1,31 @@
-//! Ports of a network's bridge: the launcher's end of a guest's tap.
+//! A NIC's link on the host: a tap on the network's bridge, or a macvtap on its uplink.
 
 use super::apply::netlink::{Netlink, NetlinkError};
-use crate::config::Network;
-use crate::types::IfName;
+use crate::config::{Mode, Network};
+use crate::types::{IfName, MacAddr};
 
-/// Makes the tap `tap`, which exists, a port of the bridge of `network`: with the network's MTU, kept from other guests
-/// if they are to be, and up.
+/// Attaches a NIC with address `mac` to `network` by the link `name`: a tap, which exists, becomes a port of the bridge;
+/// a macvtap is made. It has the network's MTU, is kept from other guests if they are to be, and is up.
 ///
 /// # Errors
-/// Either link is missing, or the kernel refuses.
-pub fn attach(tap: &IfName, network: &Network) -> Result<(), NetlinkError> {
+/// A link is missing, or the kernel refuses.
+pub fn attach(name: &IfName, mac: MacAddr, network: &Network) -> Result<(), NetlinkError> {
     let netlink = Netlink::open()?;
-    netlink.attach(tap, &network.bridge(), network.mtu)?;
-    if network.isolate_guests {
-        netlink.isolate(tap)?;
+    let trunk = network.trunk();
+    match network.mode {
+        Mode::Macvtap { peers, .. } => {
+            netlink.delete_link(name)?; // one that a killed launcher left
+            netlink.add_macvtap(name, &trunk, peers, mac)?;
+        }
+        _ => netlink.attach(name, &trunk, network.mtu)?,
     }
-    netlink.set_up(tap)
+    if let (Mode::Macvtap { .. }, Some(mtu)) = (&network.mode, network.mtu) {
+        netlink.set_mtu(name, mtu.into())?;
+    }
+    if network.isolate_guests {
+        netlink.isolate(name)?;
+    }
+    netlink.set_up(name)
 }
 
 /// Deletes `link`; that it is absent is fine.

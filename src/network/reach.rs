@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Error;
 use super::policy::Policy;
 use crate::cli::ReportArgs;
-use crate::config::{Config, Forward, Mode, Network};
+use crate::config::{Config, Forward, MacvtapMode, Mode, Network};
 use crate::report::{print_json, say};
 use crate::types::{Family, Name};
 
@@ -153,23 +153,42 @@ fn verdict(from: Party<'_>, to: Party<'_>, family: Family) -> Option<Verdict> {
 fn on_lan(from: Party<'_>, to: Party<'_>) -> Option<Verdict> {
     match (from, to) {
         (Party::Guests(from), Party::Guests(to)) if from.is_lan() && to.is_lan() => {
-            Some(if from.bridge() != to.bridge() {
+            Some(if from.trunk() != to.trunk() {
                 Verdict::Admin // they may be one LAN, or two
-            } else if from.isolate_guests && to.isolate_guests {
-                Verdict::No
             } else {
-                Verdict::Yes
+                among_ports(from, to)
             })
         }
-        // Whether the host has addresses there is not ringtap's doing.
         (Party::Guests(network), Party::Host) | (Party::Host, Party::Guests(network)) => {
-            network.is_lan().then_some(Verdict::Admin)
+            match network.mode {
+                // Whether the host has addresses there is not ringtap's doing.
+                Mode::Bridge { .. } => Some(Verdict::Admin),
+                // What a macvtap sends leaves by the uplink, and the host's own link never sees it.
+                Mode::Macvtap { .. } => Some(Verdict::No),
+                _ => None,
+            }
         }
         (Party::Guests(network), Party::Outside) | (Party::Outside, Party::Guests(network)) => {
             network.is_lan().then_some(Verdict::Yes)
         }
         _ => None,
     }
+}
+
+/// The verdict on NICs that are attached to one link.
+fn among_ports(from: &Network, to: &Network) -> Verdict {
+    let passes = |network: &Network| match network.mode {
+        Mode::Macvtap { peers, .. } => match peers {
+            MacvtapMode::Bridge => Verdict::Yes,
+            MacvtapMode::Vepa => Verdict::Admin, // the switch beyond decides
+            MacvtapMode::Private | MacvtapMode::Passthru => Verdict::No,
+        },
+        _ => Verdict::Yes,
+    };
+    if from.isolate_guests && to.isolate_guests {
+        return Verdict::No;
+    }
+    passes(from).and(passes(to))
 }
 
 /// Everybody's verdict on everybody in one family.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::inventory::Inventory;
 use super::{Error, look, plan};
 use crate::cli::HostArgs;
-use crate::config::{Config, Network};
+use crate::config::{Config, Mode, Network};
 use crate::report::say;
 use crate::types::Name;
 
@@ -60,7 +60,10 @@ enum State {
 struct NetworkStatus {
     name: Name,
     state: State,
-    bridge: String,
+    /// The link that guests are attached to.
+    trunk: String,
+    /// What kind of link it is: `bridge`, or `uplink` of macvtaps.
+    trunk_kind: &'static str,
     /// The host's addresses on the bridge.
     gateways: Vec<IpNet>,
     dnsmasq_pid: Option<u32>,
@@ -74,7 +77,7 @@ struct NetworkStatus {
 impl NetworkStatus {
     fn of(config: &Config, network: &Network, inventory: &Inventory) -> Self {
         let held = inventory.networks.get(&network.name);
-        let bridge = network.bridge().to_string();
+        let trunk = network.trunk().to_string();
         let (steps, clashes) = match plan::plan(config, &[network.name.clone()].into(), inventory) {
             Ok(steps) => (
                 steps.iter().map(|planned| planned.step.line()).collect(),
@@ -90,14 +93,18 @@ impl NetworkStatus {
         let ports = inventory
             .links
             .iter()
-            .filter(|link| link.master.as_ref() == Some(&bridge));
+            .filter(|link| link.master.as_ref() == Some(&trunk));
         Self {
             name: network.name.clone(),
             state,
             gateways: network.gateways(),
             dnsmasq_pid: held.and_then(|held| Some(held.dnsmasq.as_ref()?.pid)),
             ports: ports.map(|link| link.name.clone()).collect(),
-            bridge,
+            trunk,
+            trunk_kind: match network.mode {
+                Mode::Macvtap { .. } => "uplink",
+                _ => "bridge",
+            },
             steps,
             clashes,
         }
@@ -126,7 +133,8 @@ impl StatusReport {
                 .iter()
                 .map(|net| format!(", gateway {net}"));
             let gateways: String = gateways.collect();
-            say(format_args!("  bridge {}{gateways}", network.bridge));
+            let (kind, trunk) = (network.trunk_kind, &network.trunk);
+            say(format_args!("  {kind} {trunk}{gateways}"));
             if let Some(pid) = network.dnsmasq_pid {
                 say(format_args!("  dnsmasq {pid}"));
             }

@@ -125,6 +125,31 @@ impl Lab {
         self.servers.push(command.spawn().unwrap());
     }
 
+    /// Lets the internet lease addresses, 198.51.100.100 to .199, to whoever is on its link.
+    pub fn serve_leases(&mut self) {
+        let leases = format!(
+            "--dhcp-leasefile={}",
+            self.dir.path().join("leases").display()
+        );
+        self.serve(
+            "dnsmasq",
+            &[
+                "--keep-in-foreground",
+                "--conf-file=/dev/null",
+                "--pid-file=",
+                "--user=root",
+                "--port=0", // another one answers questions about names
+                "--interface=up0",
+                "--bind-interfaces",
+                "--no-ping",
+                "--dhcp-authoritative",
+                "--dhcp-range=198.51.100.100,198.51.100.199,1h",
+                &format!("--dhcp-option=option:dns-server,{INTERNET}"),
+                &leases,
+            ],
+        );
+    }
+
     /// Waits until something listens on the internet's TCP `port`.
     pub fn internet_listens(&self, port: u16) {
         netns::until("a server listens", || {

@@ -12,12 +12,15 @@ use ipnet::IpNet;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{
     BridgeStpState, InfoBridgePort, InfoKind, InfoPortData, InfoPortKind, LinkAttribute, LinkInfo,
-    LinkMessage,
+    LinkMessage, MacVtapMode,
 };
-use rtnetlink::{AddressMessageBuilder, Handle, LinkBridge, LinkMessageBuilder, LinkUnspec};
+use rtnetlink::{
+    AddressMessageBuilder, Handle, LinkBridge, LinkMacVtap, LinkMessageBuilder, LinkUnspec,
+};
 use thiserror::Error;
 use tokio::runtime::Runtime;
 
+use crate::config::MacvtapMode;
 use crate::types::{IfName, MacAddr, Mtu};
 
 /// The kernel refused a change to a link or address, or could not be asked.
@@ -172,6 +175,33 @@ impl Netlink {
             };
             link.controller(master.header.index)
         })
+    }
+
+    /// Makes a macvtap with address `mac` on `uplink`, of its MTU, down.
+    ///
+    /// # Errors
+    /// The kernel's, such as that it has no macvtaps, or there is no such uplink.
+    pub fn add_macvtap(
+        &self,
+        name: &IfName,
+        uplink: &IfName,
+        peers: MacvtapMode,
+        mac: MacAddr,
+    ) -> Result<(), NetlinkError> {
+        let mode = match peers {
+            MacvtapMode::Bridge => MacVtapMode::Bridge,
+            MacvtapMode::Vepa => MacVtapMode::Vepa,
+            MacvtapMode::Private => MacVtapMode::Private,
+            MacvtapMode::Passthru => MacVtapMode::Passthrough,
+        };
+        let message = LinkMacVtap::new(name.as_str(), self.index(uplink)?, mode)
+            .address(mac.octets().to_vec())
+            .build();
+        let doing = format!(
+            "make macvtap {name} on {uplink} (which needs the kernel's module macvtap, and an uplink that is in no \
+             other use)"
+        );
+        self.ask(doing, |handle| handle.link().add(message).execute())
     }
 
     /// Lets `port`, which is one of a bridge, exchange frames only with ports that are not isolated, such as the bridge.

@@ -13,7 +13,7 @@ use crate::types::{IfName, MacAddr};
 pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -> Vec<Step> {
     let nothing = Held::default();
     let held = inventory.networks.get(&network.name).unwrap_or(&nothing);
-    let name = network.bridge();
+    let name = network.own_bridge();
     let found = inventory.link(name.as_str());
     let mut steps = Vec::new();
     if !held.dir {

@@ -68,7 +68,7 @@ fn conf(config: &Config, network: &Network, dir: &Path) -> String {
         // On the bridge alone: others may serve DNS and DHCP elsewhere on this host.
         "bind-dynamic".into(),
         "except-interface=lo".into(),
-        format!("interface={}", network.bridge()),
+        format!("interface={}", network.own_bridge()),
         format!("pid-file={}", file(files::PID)),
         // Names: guests' from the files below, never the host's own /etc/hosts; others from upstream.
         "no-hosts".into(),
@@ -137,7 +137,7 @@ fn dhcpv6(config: &Config, network: &Network, prefix: Prefix) -> Vec<String> {
     ];
     if !leads_out(config, network, Family::Ipv6) {
         // A router for no time at all is one that guests don't send other packets to (RFC 4861, 6.2.3).
-        lines.push(format!("ra-param={},600,0", network.bridge()));
+        lines.push(format!("ra-param={},600,0", network.own_bridge()));
     }
     lines
 }

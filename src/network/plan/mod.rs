@@ -140,7 +140,9 @@ impl std::error::Error for Clashes {}
 fn clashes(networks: &[&Network], inventory: &Inventory) -> Vec<Clash> {
     let mut clashes = Vec::new();
     let own = networks.iter().filter(|network| !network.is_lan());
-    let bridges: BTreeSet<String> = own.map(|network| network.bridge().to_string()).collect();
+    let bridges: BTreeSet<String> = own
+        .map(|network| network.own_bridge().to_string())
+        .collect();
     for network in networks {
         let cause = if network.is_lan() {
             lan::clash(network, inventory)
@@ -176,7 +178,7 @@ fn no_ipv6(network: &Network, inventory: &Inventory) -> Option<(String, String)>
 
 /// A link that has the bridge's name and is not the bridge ringtap made.
 fn taken_name(network: &Network, inventory: &Inventory) -> Option<(String, String)> {
-    let name = network.bridge();
+    let name = network.own_bridge();
     let found = inventory.link(name.as_str())?;
     let held = inventory.networks.get(&network.name);
     if held.is_some_and(|held| held.bridge) && is_bridge_of(network, found) {

@@ -90,7 +90,7 @@ fn nft_family(ip: IpAddr) -> &'static str {
 /// Forwards: from elsewhere and from the host itself. With the bridge told to route 127.0.0.0/8, for what the host sends
 /// to itself, guests could reach what listens there alone, but for the first chain.
 fn redirect(network: &Network, forwards: &[Redirect]) -> String {
-    let bridge = network.bridge();
+    let bridge = network.own_bridge();
     let keep_out = format!("iifname \"{bridge}\" ip daddr 127.0.0.0/8 drop");
     let rules: Vec<String> = forwards
         .iter()
@@ -121,7 +121,7 @@ fn redirect(network: &Network, forwards: &[Redirect]) -> String {
 /// Forwarding: among guests (which are forwarded only where br_netfilter makes the bridge ask), from the guests' addresses
 /// outwards and to them inwards as far as the policy and the port forwards go, and nothing else in either direction.
 fn forward(network: &Network, forwards: &[Redirect]) -> String {
-    let bridge = network.bridge();
+    let bridge = network.own_bridge();
     let among_guests = format!("iifname \"{bridge}\" oifname \"{bridge}\"");
     let mut rules = if network.isolate_guests {
         // Forwards are for all who reach the host; else one guest would reach the other by way of the gateway.
@@ -169,7 +169,7 @@ fn forward(network: &Network, forwards: &[Redirect]) -> String {
 
 /// A host without an address on the bridge still answers what is sent to one of its other addresses.
 fn keep_off(network: &Network) -> String {
-    let bridge = network.bridge();
+    let bridge = network.own_bridge();
     let rule = |name| format!("{name} \"{bridge}\" drop");
     let input = chain(
         "input",
@@ -190,7 +190,7 @@ fn keep_off(network: &Network) -> String {
 /// can't know or would speak to directly.
 fn postrouting(network: &Network, forwards: &[Redirect]) -> Option<String> {
     let mut rules = Vec::new();
-    let bridge = network.bridge();
+    let bridge = network.own_bridge();
     for (ip, net, _) in families(network) {
         let mut redirected = forwards.iter();
         if redirected.any(|forward| nft_family(forward.to) == ip) {
