@@ -380,6 +380,32 @@ fn what_stands_in_the_way_is_named_and_nothing_is_touched() {
 }
 
 #[test]
+fn a_forward_does_not_take_the_port_of_a_server_on_the_host() {
+    let host = Host::new(&format!(
+        "{LAB}forwards = [\"tcp:2222-2230 -> 10.66.0.5\"]\n"
+    ));
+    let ssh = host
+        .netns
+        .within(|| TcpListener::bind("[::]:2223").unwrap());
+    let before = host.everything();
+    let words = [
+        "tcp port 2223",
+        "tcp:2222-2230 -> 10.66.0.5",
+        "another port",
+    ];
+    host.ringtap(&["up"]).failed(1, &words);
+    host.is_as(&before);
+    drop(ssh);
+    host.ringtap(&["up"]).succeeded();
+    // One that comes later does not stand in the way of anything but itself.
+    let _late = host
+        .netns
+        .within(|| TcpListener::bind("[::]:2223").unwrap());
+    assert!(host.ringtap(&["up"]).succeeded().contains("nothing to do"));
+    host.ringtap(&["down"]).succeeded();
+}
+
+#[test]
 fn missing_programs_and_privilege_are_named_and_nothing_is_touched() {
     let host = Host::new(DEFAULT);
     require("setpriv", "util-linux");

@@ -7,6 +7,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::types::Name;
 
 /// A port forward of a network.
@@ -25,7 +27,8 @@ pub struct Forward {
 }
 
 /// A transport protocol with ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.
     Tcp,
@@ -43,6 +46,11 @@ pub struct Ports {
 }
 
 impl Ports {
+    /// Whether `port` is one of them.
+    pub fn contain(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+
     /// How many.
     pub fn count(self) -> u16 {
         self.last - self.first + 1
@@ -68,6 +76,15 @@ impl Forward {
     pub fn suits(&self, ip: IpAddr) -> bool {
         self.address
             .is_none_or(|address| address.is_ipv4() == ip.is_ipv4())
+    }
+
+    /// Whether a packet for a server with `port` at `address`, on this host, would be taken.
+    pub fn takes(&self, protocol: Protocol, address: IpAddr, port: u16) -> bool {
+        let address = address.to_canonical();
+        let one_address = self
+            .address
+            .is_none_or(|own| own == address || address.is_unspecified());
+        self.protocol == protocol && one_address && self.ports.contain(port)
     }
 
     /// Whether a packet could be meant by both.

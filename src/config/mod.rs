@@ -286,7 +286,8 @@ fn check_forwards(
         for (index, forward) in network.forwards.iter().enumerate() {
             let place = format!("{}[{index}]", read.section.key("forwards"));
             let span = read.section.span_of_item("forwards", index);
-            if let Some((cause, remedy)) = leads_nowhere(network, forward, guests) {
+            let trouble = leads_nowhere(network, forward, guests).or_else(|| own_service(forward));
+            if let Some((cause, remedy)) = trouble {
                 reader.problem(&span, place.clone(), cause, remedy);
             }
             if let Some((_, first)) = seen.iter().find(|(other, _)| other.collides(forward)) {
@@ -296,6 +297,19 @@ fn check_forwards(
             seen.push((forward, place));
         }
     }
+}
+
+/// Guests ask the gateway for addresses and names.
+fn own_service(forward: &Forward) -> Option<(String, String)> {
+    use Protocol::{Tcp, Udp};
+    let services = [(Tcp, 53), (Udp, 53), (Udp, 67), (Udp, 547)];
+    let everywhere = services
+        .iter()
+        .find(|(protocol, port)| forward.protocol == *protocol && forward.ports.contain(*port));
+    let (protocol, port) = everywhere.filter(|_| forward.address.is_none())?;
+    let cause = format!("guests need {protocol} port {port} of the host for DHCP or DNS");
+    let remedy = format!("write the address to be forwarded: {protocol}:198.51.100.2:{port} -> …");
+    Some((cause, remedy))
 }
 
 fn leads_nowhere(

@@ -3,11 +3,13 @@
 //! It goes through serde whole, so that `plan --json` of any host can become a test case.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Protocol;
 use crate::types::{Family, MacAddr, Name};
 
 /// The sysctl that makes a host forward.
@@ -29,6 +31,9 @@ pub struct Inventory {
     pub routes: Vec<Route>,
     /// The sysctls that plans may depend on or change along with others, by name.
     pub sysctls: BTreeMap<String, String>,
+    /// The host's own servers, and dnsmasq's on ringtap's bridges.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listeners: Vec<Listener>,
     /// What ringtap has there already, by network.
     #[serde(default)]
     pub networks: BTreeMap<Name, Held>,
@@ -89,6 +94,17 @@ pub struct Route {
     pub to: IpNet,
     /// The link it leaves by, if it is that kind of route.
     pub link: Option<String>,
+}
+
+/// A socket that takes connections or packets from anybody.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Listener {
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The address it is bound to, or 0.0.0.0 or ::.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
 }
 
 /// What ringtap made for a network, as its journal has it and as the host confirms.

@@ -17,6 +17,7 @@ pub mod apply;
 pub mod inventory;
 pub mod journal;
 mod leases;
+mod listeners;
 pub mod observe;
 pub mod plan;
 mod plug;

@@ -23,6 +23,7 @@ use super::apply::netlink::{Netlink, NetlinkError};
 use super::apply::{nft, sysctl};
 use super::inventory::{Dnsmasq, DnsmasqFiles, Held, Inventory, Link, Route, Table};
 use super::journal::{Journal, Record};
+use super::listeners;
 use super::plan::{conf_option, files, network_dir, table_name};
 use crate::programs::{Process, ToolError};
 use crate::types::{Family, IfName, MacAddr, Name};
@@ -36,6 +37,9 @@ pub enum ObserveError {
     /// Tables.
     #[error("cannot look at the host's nftables")]
     Tables(#[from] ToolError),
+    /// Servers.
+    #[error("cannot read who listens from /proc/net")]
+    Listeners(#[source] io::Error),
     /// Sysctls.
     #[error("cannot read sysctls under /proc/sys/net")]
     Sysctls(#[source] io::Error),
@@ -68,6 +72,7 @@ pub fn observe(
         sysctls: sysctls(&links, journal).map_err(ObserveError::Sysctls)?,
         links,
         routes: worth_knowing(&routes, &names),
+        listeners: listeners::listeners().map_err(ObserveError::Listeners)?,
         networks,
     })
 }

@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::inventory::{Inventory, Link};
-use crate::config::{Config, Network, overlap};
+use super::inventory::{Inventory, Link, Listener};
+use crate::config::{Config, Forward, Network, overlap};
 use crate::types::{Family, IfName, Name};
 pub use step::{Step, conf_option, files, replace_script};
 
@@ -48,7 +48,7 @@ pub fn plan(
         .iter()
         .filter_map(|name| config.networks.get(name))
         .collect();
-    let clashes = clashes(&networks, inventory);
+    let clashes = clashes(config, &networks, inventory);
     if !clashes.is_empty() {
         return Err(Clashes(clashes));
     }
@@ -137,7 +137,7 @@ impl fmt::Display for Clashes {
 
 impl std::error::Error for Clashes {}
 
-fn clashes(networks: &[&Network], inventory: &Inventory) -> Vec<Clash> {
+fn clashes(config: &Config, networks: &[&Network], inventory: &Inventory) -> Vec<Clash> {
     let mut clashes = Vec::new();
     let own = networks.iter().filter(|network| !network.is_lan());
     let bridges: BTreeSet<String> = own
@@ -149,6 +149,7 @@ fn clashes(networks: &[&Network], inventory: &Inventory) -> Vec<Clash> {
         } else {
             no_ipv6(network, inventory)
                 .or_else(|| taken_name(network, inventory))
+                .or_else(|| taken_port(config, network, inventory))
                 .or_else(|| {
                     // The chosen networks' own bridges may hold an old address until this plan is done.
                     taken_addresses(network, inventory, &|link| bridges.contains(link))
@@ -173,6 +174,38 @@ fn no_ipv6(network: &Network, inventory: &Inventory) -> Option<(String, String)>
             "the kernel has no IPv6".to_owned(),
             "boot without ipv6.disable=1, or leave ipv6 out".to_owned(),
         )
+    })
+}
+
+/// A server of the host's own, whose port a forward is about to take. One that came later finds the port taken.
+fn taken_port(
+    config: &Config,
+    network: &Network,
+    inventory: &Inventory,
+) -> Option<(String, String)> {
+    let held = inventory.networks.get(&network.name);
+    let loaded = held.and_then(|held| held.table.as_ref());
+    if loaded.map(|table| &table.rules) == rules::table(config, network).as_ref() {
+        return None;
+    }
+    let is_gateway = |ip| {
+        let mut gateways = config.networks.values().flat_map(Network::gateways);
+        gateways.any(|gateway| gateway.addr() == ip)
+    };
+    // dnsmasq's own on the bridges are for guests.
+    let others = inventory.listeners.iter();
+    let mut others = others.filter(|listener| !is_gateway(listener.address));
+    others.find_map(|listener| {
+        let Listener {
+            protocol,
+            address,
+            port,
+        } = listener;
+        let takes = |forward: &&Forward| forward.takes(*protocol, *address, *port);
+        let forward = network.forwards.iter().find(takes)?;
+        let cause = format!("a program of the host listens on {protocol} port {port} ({address}), which the forward `{forward}` takes");
+        let remedy = "choose another port, or an address of the host's that the program is not bound to";
+        Some((cause, remedy.to_owned()))
     })
 }
 
