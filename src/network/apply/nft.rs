@@ -14,7 +14,9 @@ use crate::programs::{self, NFT, ToolError};
 /// nft is missing or refuses.
 pub fn replace(table: &str, rules: &str, lock: &File) -> Result<String, ToolError> {
     programs::run_holding(NFT, &["-f", "-"], &replace_script(table, rules), lock)?;
-    Ok(listings()?.remove(table).unwrap_or_default())
+    // Of this one alone: with many networks the whole would be listed as often as there are networks.
+    let of_table = listed(&["list", "table", "inet", table])?.remove(table);
+    Ok(of_table.unwrap_or_default())
 }
 
 /// Deletes `table`; it may be absent.
@@ -31,7 +33,12 @@ pub fn delete(table: &str, lock: &File) -> Result<(), ToolError> {
 /// # Errors
 /// nft is missing or refuses.
 pub fn listings() -> Result<BTreeMap<String, String>, ToolError> {
-    let text = programs::run(NFT, &["-j", "list", "ruleset", "inet"], "")?;
+    listed(&["list", "ruleset", "inet"])
+}
+
+fn listed(what: &[&str]) -> Result<BTreeMap<String, String>, ToolError> {
+    let words: Vec<&str> = ["-j"].iter().chain(what).copied().collect();
+    let text = programs::run(NFT, &words, "")?;
     let listing = serde_json::from_str(&text).map_err(|source| ToolError::Output {
         program: NFT.name,
         source,

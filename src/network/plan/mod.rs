@@ -13,6 +13,7 @@ mod step;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -139,6 +140,7 @@ impl std::error::Error for Clashes {}
 
 fn clashes(config: &Config, networks: &[&Network], inventory: &Inventory) -> Vec<Clash> {
     let mut clashes = Vec::new();
+    let strangers = strangers(config, inventory);
     let own = networks.iter().filter(|network| !network.is_lan());
     let bridges: BTreeSet<String> = own
         .map(|network| network.own_bridge().to_string())
@@ -149,7 +151,7 @@ fn clashes(config: &Config, networks: &[&Network], inventory: &Inventory) -> Vec
         } else {
             no_ipv6(network, inventory)
                 .or_else(|| taken_name(network, inventory))
-                .or_else(|| taken_port(config, network, inventory))
+                .or_else(|| taken_port(config, network, inventory, &strangers))
                 .or_else(|| {
                     // The chosen networks' own bridges may hold an old address until this plan is done.
                     taken_addresses(network, inventory, &|link| bridges.contains(link))
@@ -177,25 +179,28 @@ fn no_ipv6(network: &Network, inventory: &Inventory) -> Option<(String, String)>
     })
 }
 
+/// The host's own servers: dnsmasq's on the bridges are for guests.
+fn strangers<'a>(config: &Config, inventory: &'a Inventory) -> Vec<&'a Listener> {
+    let gateways = config.networks.values().flat_map(Network::gateways);
+    let gateways: BTreeSet<IpAddr> = gateways.map(|gateway| gateway.addr()).collect();
+    let listeners = inventory.listeners.iter();
+    let others = listeners.filter(|listener| !gateways.contains(&listener.address));
+    others.collect()
+}
+
 /// A server of the host's own, whose port a forward is about to take. One that came later finds the port taken.
 fn taken_port(
     config: &Config,
     network: &Network,
     inventory: &Inventory,
+    strangers: &[&Listener],
 ) -> Option<(String, String)> {
     let held = inventory.networks.get(&network.name);
     let loaded = held.and_then(|held| held.table.as_ref());
     if loaded.map(|table| &table.rules) == rules::table(config, network).as_ref() {
         return None;
     }
-    let is_gateway = |ip| {
-        let mut gateways = config.networks.values().flat_map(Network::gateways);
-        gateways.any(|gateway| gateway.addr() == ip)
-    };
-    // dnsmasq's own on the bridges are for guests.
-    let others = inventory.listeners.iter();
-    let mut others = others.filter(|listener| !is_gateway(listener.address));
-    others.find_map(|listener| {
+    strangers.iter().find_map(|listener| {
         let Listener {
             protocol,
             address,
