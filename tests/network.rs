@@ -212,6 +212,40 @@ fn a_changed_file_changes_only_what_it_must() {
 }
 
 /// dnsmasq reads guests' names as an ordinary user.
+/// The bridge stays, whatever the file makes of the network, and in the end nothing of any of it is left.
+#[test]
+fn a_network_changes_its_mode_under_its_guests() {
+    let v4 = "subnet = \"10.66.0.0/24\"\n";
+    let v6 = "ipv6 = \"fd00:66::/64\"\n";
+    let other_v6 = "ipv6 = \"2001:db8:66::/80\"\n";
+    let host = Host::new(&format!("[networks.lab]\nmode = \"nat\"\n{v4}"));
+    let before = host.everything();
+    let index = || host.netns.run("cat /sys/class/net/rt-lab/ifindex");
+    let mut first = None;
+    for network in [
+        format!("mode = \"nat\"\n{v4}"),
+        format!("mode = \"nat\"\nnat66 = true\n{v4}{v6}"),
+        format!("mode = \"nat\"\n{v4}{v6}forwards = [\"tcp:2222 -> 10.66.0.5:22\"]\n"),
+        format!("mode = \"isolated\"\n{v4}{v6}"),
+        "mode = \"isolated\"\nhost = false\n".to_owned(),
+        format!("mode = \"routed\"\n{other_v6}"),
+        format!("mode = \"open\"\n{v4}"),
+        format!("mode = \"nat\"\nisolate-guests = true\n{v4}"),
+    ] {
+        host.configure(&format!("[networks.lab]\n{network}"));
+        host.ringtap(&["up"]).succeeded();
+        host.ringtap(&["status"]).succeeded();
+        assert_eq!(*first.get_or_insert_with(index), index(), "{network}");
+        let is_up = host.everything();
+        let again = host.ringtap(&["up"]).succeeded();
+        assert!(again.contains("nothing to do"), "{network}{again}");
+        host.is_as(&is_up);
+    }
+    host.ringtap(&["down"]).succeeded();
+    host.configure(&format!("[networks.lab]\nmode = \"nat\"\n{v4}"));
+    host.is_as(&before);
+}
+
 #[test]
 fn guests_have_names_under_a_closed_umask_too() {
     require("busybox", "busybox-static");
