@@ -1,7 +1,7 @@
 //! The run directory: a lock, and a journal of what must be taken back one day.
 //!
-//! The journal is written *ahead*: before a step is done, what takes it back is on disk, so that `down`
-//! finds everything even if ringtap was killed in between. It is replaced by rename, so it is whole at any
+//! The journal is written *ahead*: before the first step is done, what takes them all back is on disk, so that `down`
+//! finds everything even if ringtap was killed in between; taking back what was never done is harmless. It is replaced by rename, so it is whole at any
 //! moment. One ringtap at a time holds the lock; others wait. When nothing is left to take back, the files
 //! ringtap made here go, and the directory too if ringtap made it.
 
@@ -17,8 +17,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::inventory::DnsmasqFiles;
-use super::plan::Step;
+use super::plan::{LinkStep, Planned, Step};
 use crate::types::{IfName, Name};
 
 const JOURNAL: &str = "state.json";
@@ -43,29 +42,16 @@ pub struct Journal {
 pub struct Record {
     /// What takes it back, in the order in which it came about.
     pub teardown: Vec<Step>,
-    /// The nft table loaded last.
-    pub table: Option<LoadedTable>,
-    /// What dnsmasq has read.
-    pub served: Option<DnsmasqFiles>,
     /// Whether it is up for guests alone, and goes with the last of them; `up` makes it stay.
     #[serde(default)]
     pub for_guests: bool,
-}
-
-/// An nft table, and how the kernel listed it right after.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LoadedTable {
-    /// The text it was loaded from.
-    pub rules: String,
-    /// Its listing.
-    pub listing: String,
 }
 
 impl Record {
     /// The name of the bridge ringtap made.
     pub fn bridge(&self) -> Option<&IfName> {
         self.teardown.iter().find_map(|step| match step {
-            Step::DeleteBridge { link, .. } => Some(link),
+            Step::Link(LinkStep::DeleteBridge { link, .. }) => Some(link),
             _ => None,
         })
     }
@@ -73,7 +59,7 @@ impl Record {
     /// The addresses ringtap gave to the bridge.
     pub fn addresses(&self) -> Vec<IpNet> {
         let address = |step: &Step| match step {
-            Step::DeleteAddress { address, .. } => Some(*address),
+            Step::Link(LinkStep::DeleteAddress { address, .. }) => Some(*address),
             _ => None,
         };
         self.teardown.iter().filter_map(address).collect()
@@ -117,23 +103,27 @@ impl Journal {
         self.networks.is_empty() && self.shared.is_empty()
     }
 
-    /// Notes what will take `step` back.
-    pub fn before(&mut self, network: Option<&Name>, step: &Step) {
-        let list = self.teardown_of(network);
-        for teardown in step.teardown() {
-            // What was there before the first change is what goes back, not what a later one found.
-            let known = list
-                .iter()
-                .any(|old| *old == teardown || old.restores_the_same_as(&teardown));
-            if !known {
-                list.push(teardown);
+    /// Notes what will take `steps` back.
+    pub fn ahead(&mut self, steps: &[Planned]) {
+        for Planned { network, step } in steps {
+            let list = self.teardown_of(network.as_ref());
+            for teardown in step.teardown() {
+                // What was there before the first change is what goes back, not what a later one found.
+                let known = list
+                    .iter()
+                    .any(|old| *old == teardown || old.restores_the_same_as(&teardown));
+                if !known {
+                    list.push(teardown);
+                }
             }
         }
     }
 
-    /// Notes that `step` is done: it is not to be done again by `down`.
-    pub fn after(&mut self, network: Option<&Name>, step: &Step) {
-        self.teardown_of(network).retain(|old| old != step);
+    /// Notes that `steps` are done: they are not to be done again by `down`.
+    pub fn done(&mut self, steps: &[Planned]) {
+        for Planned { network, step } in steps {
+            self.teardown_of(network.as_ref()).retain(|old| old != step);
+        }
     }
 
     fn teardown_of(&mut self, network: Option<&Name>) -> &mut Vec<Step> {

@@ -4,7 +4,6 @@
 //! from `/proc`. What ringtap made is what its journal says, as far as the host confirms it.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -20,12 +19,12 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use thiserror::Error;
 
 use super::apply::netlink::{Netlink, NetlinkError};
-use super::apply::{nft, sysctl};
-use super::inventory::{Dnsmasq, DnsmasqFiles, Held, Inventory, Link, Route, Table};
+use super::apply::{dnsmasq, nft, sysctl};
+use super::inventory::{Dnsmasq, Held, Inventory, Link, Route, Table};
 use super::journal::{Journal, Record};
 use super::listeners;
-use super::plan::{conf_option, files, network_dir, table_name};
-use crate::programs::{Process, ToolError};
+use super::plan::{files, network_dir, table_name};
+use crate::programs::ToolError;
 use crate::types::{Family, IfName, MacAddr, Name};
 
 /// The host can't be looked at.
@@ -105,35 +104,19 @@ pub fn ports(netlink: &Netlink, bridge: &str) -> Result<Vec<String>, NetlinkErro
 fn held(run_dir: &Path, name: &Name, record: &Record, listings: &BTreeMap<String, String>) -> Held {
     let dir = network_dir(run_dir, name);
     let listed = listings.get(&table_name(name));
-    let served = record.served.as_ref();
     Held {
         dir: dir.is_dir(),
         bridge: record.bridge().is_some(),
         addresses: record.addresses(),
-        table: record.table.as_ref().map(|table| Table {
-            rules: table.rules.clone(),
+        table: nft::loaded(&dir.join(files::TABLE)).map(|table| Table {
             intact: listed == Some(&table.listing),
+            rules: table.rules,
         }),
-        dnsmasq: dnsmasq(&dir).map(|process| Dnsmasq {
+        dnsmasq: dnsmasq::running(&dir).map(|process| Dnsmasq {
             pid: process.pid,
-            files: served.filter(|served| on_disk(&dir, served)).cloned(),
+            files: dnsmasq::served(&dir),
         }),
     }
-}
-
-/// The dnsmasq that serves from `dir`.
-pub fn dnsmasq(dir: &Path) -> Option<Process> {
-    Process::find(&dir.join(files::PID), &conf_option(dir))
-}
-
-fn on_disk(dir: &Path, served: &DnsmasqFiles) -> bool {
-    [
-        (files::CONF, &served.conf),
-        (files::DHCP_HOSTS, &served.dhcp_hosts),
-        (files::HOSTS, &served.hosts),
-    ]
-    .iter()
-    .all(|(name, text)| fs::read_to_string(dir.join(name)).is_ok_and(|there| there == **text))
 }
 
 type LinkNames = BTreeMap<u32, String>;

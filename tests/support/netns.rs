@@ -140,12 +140,17 @@ impl Drop for Netns {
     }
 }
 
-/// Timers of bridges run, and nft's handles count what was ever loaded.
+/// Timers of bridges run, nft's handles count what was ever loaded, and that a link has no carrier is known a second after
+/// it was set up.
 fn drop_volatile(value: &mut serde_json::Value) {
     match value {
-        serde_json::Value::Array(list) => list.iter_mut().for_each(drop_volatile),
+        serde_json::Value::Array(list) => {
+            list.retain(|item| item != "NO-CARRIER" && item != "linkdown");
+            list.iter_mut().for_each(drop_volatile);
+        }
         serde_json::Value::Object(fields) => {
-            fields.retain(|key, _| !key.ends_with("_timer") && key != "handle");
+            let volatile = ["handle", "operstate"];
+            fields.retain(|key, _| !key.ends_with("_timer") && !volatile.contains(&key.as_str()));
             fields.values_mut().for_each(drop_volatile);
         }
         _ => {}

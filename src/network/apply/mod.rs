@@ -1,78 +1,74 @@
-//! Does the steps of a plan, one after another, and takes them back where one fails.
+//! Does the steps of a plan and takes them back where one fails.
 //!
-//! Around each step stands the journal: what takes the step back is on disk before the step is done
-//! ([`up`]), and leaves the disk after it is taken back ([`down`]). What a step does is in the files beside
-//! this one.
+//! Around them stands the journal: what takes the steps back is on disk before the first is done ([`up`]), and leaves the
+//! disk after all is taken back ([`down`]). In which order and which together is `schedule`'s to say; what a step does is
+//! in `execute` and the files beside it.
 
+pub mod dnsmasq;
+mod execute;
+mod links;
 pub mod netlink;
 pub mod nft;
+mod schedule;
 pub mod sysctl;
-
-use std::fs::{self, File};
-use std::io;
-use std::path::Path;
 
 use thiserror::Error;
 
-use super::inventory::{DnsmasqFiles, forwarding_key};
-use super::journal::{Journal, LoadedTable, RunDir, RunDirError, make_dir, write_whole};
-use super::observe;
-use super::plan::{Planned, Step, conf_option, files, take_back};
-use crate::programs::{self, DNSMASQ, ToolError};
+use super::journal::{Journal, RunDir, RunDirError};
+use super::plan::{Planned, Step, take_back};
 use crate::report::say;
 use crate::types::Name;
-use netlink::{Netlink, NetlinkError};
+use execute::Hands;
+pub use execute::StepError;
+use netlink::Netlink;
 
-/// Why a step failed.
+/// Why steps were not done, with what became of those that were.
 #[derive(Debug, Error)]
-pub enum StepError {
-    /// A link or an address.
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
-    /// nft or dnsmasq.
-    #[error(transparent)]
-    Tool(#[from] ToolError),
-    /// A file, a sysctl or a signal.
-    #[error(transparent)]
-    Io(#[from] io::Error),
+pub enum UpError {
+    /// One of them failed.
+    #[error("`{step}` failed; {outcome}")]
+    Step {
+        /// The step.
+        step: String,
+        /// What became of those before it.
+        outcome: String,
+        /// Why.
+        source: StepError,
+    },
     /// The journal, without which no step is taken.
     #[error(transparent)]
     Journal(#[from] RunDirError),
-    /// dnsmasq is not there though it said it started.
-    #[error("dnsmasq ended right after its start; see the system's log for why")]
-    DnsmasqEnded,
-    /// There is no dnsmasq to be told of new hosts.
-    #[error("dnsmasq is not running")]
-    NoDnsmasq,
 }
 
-/// A step that failed, with what became of those before it.
-#[derive(Debug, Error)]
-#[error("`{step}` failed; {outcome}")]
-pub struct UpError {
-    step: String,
-    outcome: String,
-    source: StepError,
-}
-
-/// Does `steps` in order, saying each on stdout.
+/// Does `steps`, saying each on stdout.
 ///
 /// # Errors
 /// One fails; those before it are then taken back, in reverse.
 pub fn up(run_dir: &mut RunDir, netlink: &Netlink, steps: &[Planned]) -> Result<(), UpError> {
     let before = run_dir.journal.clone();
-    for (index, planned) in steps.iter().enumerate() {
-        say(planned.step.line());
-        if let Err(source) = journaled(run_dir, netlink, planned) {
-            let left = roll_back(run_dir, netlink, &steps[..index], before);
-            return Err(UpError {
-                step: planned.step.line(),
-                outcome: outcome(index, &left),
+    run_dir.journal.ahead(steps);
+    run_dir.save()?;
+    let mut done = Vec::new();
+    for batch in schedule::forwards(steps) {
+        let mut failed = None;
+        for (planned, outcome) in batch.iter().zip(execute(run_dir, netlink, &batch, "")) {
+            match outcome {
+                Ok(()) => done.push((*planned).clone()),
+                Err(source) => failed = failed.or(Some((planned.step.line(), source))),
+            }
+        }
+        if let Some((step, source)) = failed {
+            let left = roll_back(run_dir, netlink, &done, &before);
+            let outcome = outcome(done.len(), &left);
+            return Err(UpError::Step {
+                step,
+                outcome,
                 source,
             });
         }
     }
-    Ok(())
+    run_dir.journal.done(steps);
+    Ok(run_dir.save()?)
 }
 
 fn outcome(done: usize, left: &[String]) -> String {
@@ -83,15 +79,22 @@ fn outcome(done: usize, left: &[String]) -> String {
     }
 }
 
-/// A step between the two writes of the journal that let `down` take it back.
-fn journaled(run_dir: &mut RunDir, netlink: &Netlink, planned: &Planned) -> Result<(), StepError> {
-    let network = planned.network.as_ref();
-    run_dir.journal.before(network, &planned.step);
-    run_dir.save()?;
-    execute(run_dir, netlink, network, &planned.step)?;
-    run_dir.journal.after(network, &planned.step);
-    run_dir.save()?;
-    Ok(())
+/// Says what is about to be done and does it; gives the outcome of each step.
+fn execute(
+    run_dir: &RunDir,
+    netlink: &Netlink,
+    batch: &[&Planned],
+    prefix: &str,
+) -> Vec<Result<(), StepError>> {
+    for planned in batch {
+        say(format_args!("{prefix}{}", planned.step.line()));
+    }
+    let hands = Hands {
+        run_dir: run_dir.path().to_owned(),
+        lock: &run_dir.lock,
+        netlink,
+    };
+    hands.execute(batch)
 }
 
 /// Takes `done` back in reverse, then what the failed step may have left; gives what could not be taken back.
@@ -99,24 +102,13 @@ fn roll_back(
     run_dir: &mut RunDir,
     netlink: &Netlink,
     done: &[Planned],
-    before: Journal,
+    before: &Journal,
 ) -> Vec<String> {
-    let mut left = Vec::new();
-    let mut take_back = |run_dir: &mut RunDir, undo: Planned| {
-        say(format_args!("undo: {}", undo.step.line()));
-        if let Err(error) = journaled(run_dir, netlink, &undo) {
-            left.push(failure(&undo.step, &error));
-        }
-    };
-    for planned in done.iter().rev() {
-        if let Some(step) = planned.step.undo() {
-            let network = planned.network.clone();
-            take_back(run_dir, Planned { network, step });
-        }
-    }
-    for undo in new_teardown(&before, &run_dir.journal) {
-        take_back(run_dir, undo);
-    }
+    let undo: Vec<Planned> = done.iter().rev().filter_map(Planned::undo).collect();
+    run_dir.journal.ahead(&undo);
+    let mut left = take_back_each(run_dir, netlink, &undo, "undo: ");
+    let rest = new_teardown(before, &run_dir.journal);
+    left.extend(take_back_each(run_dir, netlink, &rest, "undo: "));
     // A network that was not there before is gone if all of its list is.
     let journal = &mut run_dir.journal;
     journal
@@ -126,6 +118,26 @@ fn roll_back(
         left.push(error.to_string());
     }
     left
+}
+
+/// Does `steps` in the order in which things are taken back, going on where one fails; the journal forgets those that are
+/// done. Gives the failures.
+fn take_back_each(
+    run_dir: &mut RunDir,
+    netlink: &Netlink,
+    steps: &[Planned],
+    prefix: &str,
+) -> Vec<String> {
+    let mut failures = Vec::new();
+    for batch in schedule::backwards(steps) {
+        for (planned, outcome) in batch.iter().zip(execute(run_dir, netlink, &batch, prefix)) {
+            match outcome {
+                Ok(()) => run_dir.journal.done(std::slice::from_ref(*planned)),
+                Err(error) => failures.push(failure(&planned.step, &error)),
+            }
+        }
+    }
+    failures
 }
 
 /// What `now` has to take back that `before` had not.
@@ -141,18 +153,21 @@ fn new_teardown(before: &Journal, now: &Journal) -> Vec<Planned> {
             .networks
             .get(name)
             .map_or(&[][..], |record| &record.teardown);
-        let steps = take_back(&new(old, &record.teardown));
-        steps.into_iter().map(move |step| Planned {
-            network: Some(name.clone()),
-            step,
-        })
+        teardown_of(Some(name), &new(old, &record.teardown))
     });
-    let shared = take_back(&new(&before.shared, &now.shared));
-    let shared = shared.into_iter().map(|step| Planned {
-        network: None,
+    teardown_of(None, &new(&before.shared, &now.shared))
+        .into_iter()
+        .chain(of_networks)
+        .collect()
+}
+
+fn teardown_of(network: Option<&Name>, teardown: &[Step]) -> Vec<Planned> {
+    let steps = take_back(teardown).into_iter();
+    let planned = steps.map(|step| Planned {
+        network: network.cloned(),
         step,
     });
-    shared.chain(of_networks).collect()
+    planned.collect()
 }
 
 /// Takes back all that the journal has of `names`, and what networks share if none is left; goes on where a
@@ -165,45 +180,26 @@ pub fn down(
     netlink: &Netlink,
     names: &[Name],
 ) -> Result<Vec<String>, RunDirError> {
-    let mut failures = Vec::new();
-    for name in names {
-        let Some(record) = run_dir.journal.networks.get(name) else {
-            continue;
-        };
-        let steps = record.teardown.clone();
-        let failed = take_back_each(run_dir, netlink, Some(name), &steps, &mut failures);
-        if failed.is_empty() {
-            run_dir.journal.networks.remove(name);
-        } else if let Some(record) = run_dir.journal.networks.get_mut(name) {
-            record.teardown = failed;
-        }
-        run_dir.save()?;
+    let networks = &run_dir.journal.networks;
+    let records = names.iter().filter_map(|name| networks.get_key_value(name));
+    let steps: Vec<Planned> = records
+        .flat_map(|(name, record)| teardown_of(Some(name), &record.teardown))
+        .collect();
+    let mut failures = take_back_each(run_dir, netlink, &steps, "");
+    let failed = |record: &super::journal::Record| {
+        let of_failed = |step: &Step| steps.iter().any(|planned| planned.step == *step);
+        record.teardown.iter().any(of_failed)
+    };
+    let journal = &mut run_dir.journal;
+    journal
+        .networks
+        .retain(|name, record| !names.contains(name) || failed(record));
+    if journal.networks.is_empty() {
+        let steps = teardown_of(None, &journal.shared);
+        failures.extend(take_back_each(run_dir, netlink, &steps, ""));
     }
-    if run_dir.journal.networks.is_empty() {
-        let steps = run_dir.journal.shared.clone();
-        run_dir.journal.shared = take_back_each(run_dir, netlink, None, &steps, &mut failures);
-        run_dir.save()?;
-    }
+    run_dir.save()?;
     Ok(failures)
-}
-
-/// Gives the steps that failed, in the order of `teardown`.
-fn take_back_each(
-    run_dir: &mut RunDir,
-    netlink: &Netlink,
-    network: Option<&Name>,
-    teardown: &[Step],
-    failures: &mut Vec<String>,
-) -> Vec<Step> {
-    let mut failed = Vec::new();
-    for step in take_back(teardown) {
-        say(step.line());
-        if let Err(error) = execute(run_dir, netlink, network, &step) {
-            failures.push(failure(&step, &error));
-            failed.insert(0, step);
-        }
-    }
-    failed
 }
 
 fn failure(step: &Step, error: &StepError) -> String {
@@ -214,96 +210,4 @@ fn failure(step: &Step, error: &StepError) -> String {
         cause = error.source();
     }
     text
-}
-
-/// Does one step, and notes in the journal what later plans compare with.
-fn execute(
-    run_dir: &mut RunDir,
-    netlink: &Netlink,
-    network: Option<&Name>,
-    step: &Step,
-) -> Result<(), StepError> {
-    let RunDir { journal, lock, .. } = run_dir;
-    let mut no_network = Default::default();
-    let record = match network {
-        Some(name) => journal.networks.entry(name.clone()).or_default(),
-        None => &mut no_network,
-    };
-    match step {
-        Step::AddBridge { link, mac } => netlink.add_bridge(link, *mac)?,
-        Step::DeleteBridge { link, mac } => netlink.delete_bridge(link, *mac)?,
-        Step::SetMtu { link, mtu, .. } => netlink.set_mtu(link, *mtu)?,
-        Step::SetUp { link } => netlink.set_up(link)?,
-        Step::SetDown { link } => netlink.set_down(link)?,
-        Step::AddAddress { link, address } => netlink.add_address(link, *address)?,
-        Step::DeleteAddress { link, address } => netlink.delete_address(link, *address)?,
-        Step::ReplaceTable { table, rules, .. } => {
-            record.table = Some(LoadedTable {
-                listing: nft::replace(table, rules, lock)?,
-                rules: rules.clone(),
-            });
-        }
-        Step::DeleteTable { table, .. } => {
-            nft::delete(table, lock)?;
-            record.table = None;
-        }
-        Step::SetSysctl { key, value, .. } => sysctl::set(key, value)?,
-        Step::EnableForwarding { family, .. } => sysctl::set(forwarding_key(*family), "1")?,
-        Step::RestoreForwarding { family, before } => sysctl::restore_forwarding(*family, before)?,
-        Step::MakeDir { dir } => {
-            for dir in dir.parent().into_iter().chain([dir.as_path()]) {
-                make_dir(dir)?;
-            }
-        }
-        Step::StartDnsmasq { dir, files } => {
-            start_dnsmasq(dir, files, lock)?;
-            record.served = Some(files.clone());
-        }
-        Step::ReloadDnsmasq { dir, files, .. } => {
-            // Unknown until it is done: a ringtap killed here leaves a dnsmasq to be started anew.
-            record.served = None;
-            write_files(dir, files)?;
-            observe::dnsmasq(dir)
-                .ok_or(StepError::NoDnsmasq)?
-                .reload()?;
-            record.served = Some(files.clone());
-        }
-        Step::StopDnsmasq { dir, .. } => {
-            if let Some(process) = observe::dnsmasq(dir) {
-                process.stop()?;
-            }
-            record.served = None;
-        }
-        Step::RemoveDir { dir } => remove_dir(dir)?,
-    }
-    Ok(())
-}
-
-fn start_dnsmasq(dir: &Path, files: &DnsmasqFiles, lock: &File) -> Result<(), StepError> {
-    write_files(dir, files)?;
-    programs::wait_for_ending(DNSMASQ)?; // one that was killed just now has the addresses still
-    // It goes to the background once its sockets are bound, and fails before that: success means it serves.
-    programs::run_holding(DNSMASQ, &[&conf_option(dir)], "", lock)?;
-    observe::dnsmasq(dir)
-        .map(drop)
-        .ok_or(StepError::DnsmasqEnded)
-}
-
-fn write_files(dir: &Path, files: &DnsmasqFiles) -> io::Result<()> {
-    write_whole(&dir.join(files::CONF), &files.conf)?;
-    write_whole(&dir.join(files::DHCP_HOSTS), &files.dhcp_hosts)?;
-    write_whole(&dir.join(files::HOSTS), &files.hosts)
-}
-
-/// Removes the files that ringtap and dnsmasq made in `dir`, and `dir`; a file of someone else keeps it.
-fn remove_dir(dir: &Path) -> io::Result<()> {
-    let absent_is_fine = |done: io::Result<()>| match done {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        done => done,
-    };
-    for name in files::ALL {
-        absent_is_fine(fs::remove_file(dir.join(name)))?;
-        absent_is_fine(fs::remove_file(dir.join(format!("{name}.new"))))?;
-    }
-    absent_is_fine(fs::remove_dir(dir))
 }

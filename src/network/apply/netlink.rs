@@ -1,13 +1,17 @@
-//! Links and addresses through rtnetlink: one connection, requests that wait for their answer.
+//! Links and addresses through rtnetlink: one connection, and requests that wait for their answer one by one or many
+//! together.
 //!
 //! rtnetlink is asynchronous and the control plane is not: each method runs its request to the end on a
 //! runtime of this thread.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::pin::Pin;
 
 use futures_util::TryStreamExt;
+use futures_util::future::join_all;
 use ipnet::IpNet;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{
@@ -36,6 +40,132 @@ impl NetlinkError {
         Self {
             doing: doing.into(),
             source,
+        }
+    }
+
+    /// There is no link `name`.
+    pub fn no_link(name: &IfName) -> Self {
+        Self::new(
+            format!("find link {name}"),
+            io::Error::from_raw_os_error(libc::ENODEV),
+        )
+    }
+}
+
+/// How many requests are sent before answers are read: more of those than a socket holds would be lost.
+const AT_ONCE: usize = 64;
+
+type Answer = Pin<Box<dyn Future<Output = Result<(), rtnetlink::Error>>>>;
+
+/// A change to be asked of the kernel.
+pub struct Request {
+    doing: String,
+    /// An errno that means that there is nothing to do.
+    fine: Option<i32>,
+    send: Box<dyn FnOnce(Handle) -> Answer>,
+}
+
+impl Request {
+    fn new<F>(doing: String, send: impl FnOnce(Handle) -> F + 'static) -> Self
+    where
+        F: Future<Output = Result<(), rtnetlink::Error>> + 'static,
+    {
+        Self {
+            doing,
+            fine: None,
+            send: Box::new(|handle| Box::pin(send(handle))),
+        }
+    }
+
+    async fn run(self, handle: Handle) -> Result<(), NetlinkError> {
+        match (self.send)(handle).await.map_err(io_error) {
+            Err(error) if self.fine.is_some() && error.raw_os_error() == self.fine => Ok(()),
+            Err(error) => Err(NetlinkError::new(self.doing, error)),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Makes a bridge with address `mac`, spanning tree off, down.
+    pub fn add_bridge(name: &IfName, mac: MacAddr) -> Self {
+        let message = LinkMessageBuilder::<LinkBridge>::new(name.as_str())
+            .address(mac.octets().to_vec())
+            .stp_state(BridgeStpState::Disabled)
+            .build();
+        Self::add(format!("make bridge {name}"), message)
+    }
+
+    fn add(doing: String, message: LinkMessage) -> Self {
+        Self::new(doing, |handle| handle.link().add(message).execute())
+    }
+
+    /// Deletes `link`, called `name`.
+    pub fn delete(name: &IfName, link: &LinkMessage) -> Self {
+        let index = link.header.index;
+        Self::new(format!("delete link {name}"), move |handle| {
+            handle.link().del(index).execute()
+        })
+    }
+
+    /// Sets the MTU of `link`, called `name`, in bytes.
+    pub fn set_mtu(name: &IfName, link: &LinkMessage, mtu: u32) -> Self {
+        let doing = format!("set the MTU of {name} to {mtu}");
+        Self::set(doing, link, |link| link.mtu(mtu))
+    }
+
+    /// Sets `link`, called `name`, up.
+    pub fn set_up(name: &IfName, link: &LinkMessage) -> Self {
+        Self::set(format!("set {name} up"), link, LinkMessageBuilder::up)
+    }
+
+    /// Sets `link`, called `name`, down.
+    pub fn set_down(name: &IfName, link: &LinkMessage) -> Self {
+        Self::set(format!("set {name} down"), link, LinkMessageBuilder::down)
+    }
+
+    fn set(
+        doing: String,
+        link: &LinkMessage,
+        change: impl FnOnce(LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec>,
+    ) -> Self {
+        let message = change(LinkUnspec::new_with_index(link.header.index)).build();
+        Self::new(doing, |handle| handle.link().set(message).execute())
+    }
+
+    /// Gives `link`, called `name`, an address, which is in use at once: other hosts are not asked whether they have it.
+    pub fn add_address(name: &IfName, link: &LinkMessage, address: IpNet) -> Self {
+        let index = link.header.index;
+        Self::new(
+            format!("give {name} the address {address}"),
+            move |handle| {
+                let mut request = handle
+                    .address()
+                    .add(index, address.addr(), address.prefix_len());
+                if address.addr().is_ipv6() {
+                    request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+                }
+                request.execute()
+            },
+        )
+    }
+
+    /// Takes an address, which may be absent, from `link`, called `name`.
+    pub fn delete_address(name: &IfName, link: &LinkMessage, address: IpNet) -> Self {
+        let (index, prefix) = (link.header.index, address.prefix_len());
+        let message = match address {
+            IpNet::V4(net) => AddressMessageBuilder::<Ipv4Addr>::new()
+                .index(index)
+                .address(net.addr(), prefix)
+                .build(),
+            IpNet::V6(net) => AddressMessageBuilder::<Ipv6Addr>::new()
+                .index(index)
+                .address(net.addr(), prefix)
+                .build(),
+        };
+        let doing = format!("take the address {address} from {name}");
+        let request = Self::new(doing, |handle| handle.address().del(message).execute());
+        Self {
+            fine: Some(libc::EADDRNOTAVAIL),
+            ..request
         }
     }
 }
@@ -83,29 +213,53 @@ impl Netlink {
             .map_err(|error| NetlinkError::new(doing, io_error(error)))
     }
 
-    /// Makes a bridge with address `mac`, spanning tree off, down.
-    ///
-    /// # Errors
-    /// The kernel's, such as a link of that name.
-    pub fn add_bridge(&self, name: &IfName, mac: MacAddr) -> Result<(), NetlinkError> {
-        let message = LinkMessageBuilder::<LinkBridge>::new(name.as_str())
-            .address(mac.octets().to_vec())
-            .stp_state(BridgeStpState::Disabled)
-            .build();
-        self.ask(format!("make bridge {name}"), |handle| {
-            handle.link().add(message).execute()
-        })
+    /// Does `requests` without waiting for the answer to one before the next is sent; gives the outcome of each. Nothing
+    /// is asked where there is no request.
+    pub fn do_all(
+        &self,
+        requests: Vec<Result<Option<Request>, NetlinkError>>,
+    ) -> Vec<Result<(), NetlinkError>> {
+        let run = |request: Result<Option<Request>, NetlinkError>| {
+            let handle = self.handle.clone();
+            async move {
+                match request? {
+                    Some(request) => request.run(handle).await,
+                    None => Ok(()),
+                }
+            }
+        };
+        let mut outcomes = Vec::with_capacity(requests.len());
+        let mut requests = requests.into_iter().map(run);
+        loop {
+            let some: Vec<_> = requests.by_ref().take(AT_ONCE).collect();
+            if some.is_empty() {
+                return outcomes;
+            }
+            outcomes.extend(self.runtime.block_on(join_all(some)));
+        }
     }
 
-    /// Deletes bridge `name`, if it is there and has address `mac`.
+    fn do_one(&self, request: Request) -> Result<(), NetlinkError> {
+        self.runtime.block_on(request.run(self.handle.clone()))
+    }
+
+    /// Whether `link` is a bridge with address `mac`.
+    pub fn is_bridge(link: &LinkMessage, mac: MacAddr) -> bool {
+        is_bridge(link) && has_mac(link, mac)
+    }
+
+    /// Every link by its name.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn delete_bridge(&self, name: &IfName, mac: MacAddr) -> Result<(), NetlinkError> {
-        match self.link(name)? {
-            Some(link) if is_bridge(&link) && has_mac(&link, mac) => self.delete(name, &link),
-            _ => Ok(()),
-        }
+    pub fn links(&self) -> Result<BTreeMap<String, LinkMessage>, NetlinkError> {
+        let messages: Vec<LinkMessage> = self.ask("list links", |handle: Handle| async move {
+            handle.link().get().execute().try_collect().await
+        })?;
+        let named = messages
+            .into_iter()
+            .filter_map(|link| Some((name_of(&link)?, link)));
+        Ok(named.collect())
     }
 
     /// Deletes link `name`, if it is there.
@@ -114,16 +268,9 @@ impl Netlink {
     /// The kernel's.
     pub fn delete_link(&self, name: &IfName) -> Result<(), NetlinkError> {
         match self.link(name)? {
-            Some(link) => self.delete(name, &link),
+            Some(link) => self.do_one(Request::delete(name, &link)),
             None => Ok(()),
         }
-    }
-
-    fn delete(&self, name: &IfName, link: &LinkMessage) -> Result<(), NetlinkError> {
-        let index = link.header.index;
-        self.ask(format!("delete link {name}"), |handle| {
-            handle.link().del(index).execute()
-        })
     }
 
     /// Sets the MTU of `name`, in bytes.
@@ -131,8 +278,7 @@ impl Netlink {
     /// # Errors
     /// The kernel's, or there is no such link.
     pub fn set_mtu(&self, name: &IfName, mtu: u32) -> Result<(), NetlinkError> {
-        let doing = format!("set the MTU of {name} to {mtu}");
-        self.set(name, doing, |link| link.mtu(mtu))
+        self.do_one(Request::set_mtu(name, &self.there(name)?, mtu))
     }
 
     /// Sets `name` up.
@@ -140,18 +286,7 @@ impl Netlink {
     /// # Errors
     /// The kernel's, or there is no such link.
     pub fn set_up(&self, name: &IfName) -> Result<(), NetlinkError> {
-        self.set(name, format!("set {name} up"), LinkMessageBuilder::up)
-    }
-
-    /// Sets `name` down; it may be absent.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn set_down(&self, name: &IfName) -> Result<(), NetlinkError> {
-        if self.link(name)?.is_none() {
-            return Ok(());
-        }
-        self.set(name, format!("set {name} down"), LinkMessageBuilder::down)
+        self.do_one(Request::set_up(name, &self.there(name)?))
     }
 
     /// Makes `tap` a port of `bridge`, of the bridge's MTU or the one given.
@@ -168,13 +303,14 @@ impl Netlink {
         // A port of a smaller one would shrink the bridge's.
         let mtu = mtu.map(u32::from).or_else(|| mtu_of(&master));
         let doing = format!("make {tap} a port of {bridge}");
-        self.set(tap, doing, |link| {
+        let port = self.there(tap)?;
+        self.do_one(Request::set(doing, &port, |link| {
             let link = match mtu {
                 Some(mtu) => link.mtu(mtu),
                 None => link,
             };
             link.controller(master.header.index)
-        })
+        }))
     }
 
     /// Makes a macvtap with address `mac` on `uplink`, of its MTU, down.
@@ -223,60 +359,6 @@ impl Netlink {
         })
     }
 
-    fn set(
-        &self,
-        name: &IfName,
-        doing: String,
-        change: impl FnOnce(LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec>,
-    ) -> Result<(), NetlinkError> {
-        let index = self.index(name)?;
-        let message = change(LinkUnspec::new_with_index(index)).build();
-        self.ask(doing, |handle| handle.link().set(message).execute())
-    }
-
-    /// Gives `name` an address, which is in use at once: other hosts are not asked whether they have it.
-    ///
-    /// # Errors
-    /// The kernel's, or there is no such link.
-    pub fn add_address(&self, name: &IfName, address: IpNet) -> Result<(), NetlinkError> {
-        let index = self.index(name)?;
-        self.ask(format!("give {name} the address {address}"), |handle| {
-            let mut request = handle
-                .address()
-                .add(index, address.addr(), address.prefix_len());
-            if address.addr().is_ipv6() {
-                request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
-            }
-            request.execute()
-        })
-    }
-
-    /// Takes an address from `name`; either may be absent.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn delete_address(&self, name: &IfName, address: IpNet) -> Result<(), NetlinkError> {
-        let Some(link) = self.link(name)? else {
-            return Ok(());
-        };
-        let (index, prefix) = (link.header.index, address.prefix_len());
-        let message = match address {
-            IpNet::V4(net) => AddressMessageBuilder::<Ipv4Addr>::new()
-                .index(index)
-                .address(net.addr(), prefix)
-                .build(),
-            IpNet::V6(net) => AddressMessageBuilder::<Ipv6Addr>::new()
-                .index(index)
-                .address(net.addr(), prefix)
-                .build(),
-        };
-        let doing = format!("take the address {address} from {name}");
-        match self.ask(doing, |handle| handle.address().del(message).execute()) {
-            Err(error) if error.source.raw_os_error() == Some(libc::EADDRNOTAVAIL) => Ok(()),
-            done => done,
-        }
-    }
-
     /// Link `name`, if it is there.
     ///
     /// # Errors
@@ -301,10 +383,7 @@ impl Netlink {
     fn there(&self, name: &IfName) -> Result<LinkMessage, NetlinkError> {
         match self.link(name)? {
             Some(link) => Ok(link),
-            None => Err(NetlinkError::new(
-                format!("find link {name}"),
-                io::Error::from_raw_os_error(libc::ENODEV),
-            )),
+            None => Err(NetlinkError::no_link(name)),
         }
     }
 }
@@ -314,6 +393,15 @@ fn io_error(error: rtnetlink::Error) -> io::Error {
         rtnetlink::Error::NetlinkError(message) => message.to_io(),
         other => io::Error::other(other),
     }
+}
+
+fn name_of(link: &LinkMessage) -> Option<String> {
+    link.attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.clone()),
+            _ => None,
+        })
 }
 
 fn mtu_of(link: &LinkMessage) -> Option<u32> {

@@ -1,31 +1,82 @@
 //! nftables through `nft`: load, delete and list ringtap's own tables.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::execute::absent_is_fine;
+use crate::network::journal::write_whole;
 use crate::network::plan::replace_script;
 use crate::programs::{self, NFT, ToolError};
 
-/// Loads `rules` in place of `table`, in one transaction, and gives the table's listing.
-///
-/// # Errors
-/// nft is missing or refuses.
-pub fn replace(table: &str, rules: &str, lock: &File) -> Result<String, ToolError> {
-    programs::run_holding(NFT, &["-f", "-"], &replace_script(table, rules), lock)?;
-    // Of this one alone: with many networks the whole would be listed as often as there are networks.
-    let of_table = listed(&["list", "table", "inet", table])?.remove(table);
-    Ok(of_table.unwrap_or_default())
+/// A change to one table.
+pub struct Change<'a> {
+    /// The table.
+    pub table: &'a str,
+    /// What it is to be; none where it is to go.
+    pub rules: Option<&'a str>,
+    /// The file that tells later what was loaded.
+    pub note: PathBuf,
 }
 
-/// Deletes `table`; it may be absent.
-///
-/// # Errors
-/// nft is missing or refuses.
-pub fn delete(table: &str, lock: &File) -> Result<(), ToolError> {
-    let script = format!("table inet {table}\ndelete table inet {table}\n");
-    programs::run_holding(NFT, &["-f", "-"], &script, lock)
+/// A table that was loaded, as its note has it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Loaded {
+    /// The text it was loaded from.
+    pub rules: String,
+    /// How the kernel listed it right after.
+    pub listing: String,
+}
+
+/// What was loaded for a network last, according to the note `path`.
+pub fn loaded(path: &Path) -> Option<Loaded> {
+    serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
+}
+
+/// Makes all of `changes` in one transaction, or those that can be if that fails; gives the outcome of each.
+pub fn change(changes: &[Change<'_>], lock: &File) -> Vec<Result<(), ToolError>> {
+    match change_all(changes, lock) {
+        Err(_) if changes.len() > 1 => {
+            let alone = changes.chunks(1).map(|change| change_all(change, lock));
+            alone.collect()
+        }
+        Err(error) => vec![Err(error)],
+        Ok(()) => changes.iter().map(|_| Ok(())).collect(),
+    }
+}
+
+fn change_all(changes: &[Change<'_>], lock: &File) -> Result<(), ToolError> {
+    let script = |change: &Change<'_>| replace_script(change.table, change.rules.unwrap_or(""));
+    let scripts: String = changes.iter().map(script).collect();
+    programs::run_holding(NFT, &["-f", "-"], &scripts, lock)?;
+    let mut listings = match changes {
+        // Of this one alone: the host may have many.
+        [one] if one.rules.is_some() => listed(&["list", "table", "inet", one.table])?,
+        [_] => BTreeMap::new(),
+        _ => listings()?,
+    };
+    for change in changes {
+        let noted = match change.rules {
+            Some(rules) => {
+                let loaded = Loaded {
+                    rules: rules.to_owned(),
+                    listing: listings.remove(change.table).unwrap_or_default(),
+                };
+                let note = serde_json::to_string(&loaded).map_err(io::Error::from);
+                note.and_then(|note| write_whole(&change.note, &note))
+            }
+            None => absent_is_fine(fs::remove_file(&change.note)),
+        };
+        noted.map_err(|source| ToolError::Run {
+            program: NFT.name,
+            source,
+        })?;
+    }
+    Ok(())
 }
 
 /// What the kernel has of each table of family inet, as a text that is the same as long as the table is.

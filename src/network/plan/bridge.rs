@@ -2,6 +2,7 @@
 
 use ipnet::IpNet;
 
+use super::link_step::LinkStep;
 use super::step::Step;
 use super::{desired_mtu, dnsmasq, network_dir, rules, table_name};
 use crate::config::{Config, Network};
@@ -21,25 +22,20 @@ pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -
         steps.push(Step::MakeDir { dir });
     }
     if found.is_none() {
-        steps.push(Step::AddBridge {
-            link: name.clone(),
-            mac: bridge_mac(network),
-        });
+        let (link, mac) = (name.clone(), bridge_mac(network));
+        steps.push(LinkStep::AddBridge { link, mac }.into());
     }
     steps.extend(sysctls(network, &name, inventory));
     let mtu = desired_mtu(network);
     let was = found.map_or(super::DEFAULT_MTU, |link| link.mtu);
     if mtu != was {
-        steps.push(Step::SetMtu {
-            link: name.clone(),
-            mtu,
-            was,
-        });
+        let link = name.clone();
+        steps.push(LinkStep::SetMtu { link, mtu, was }.into());
     }
     steps.extend(addresses(network, &name, held, found));
     steps.extend(table(config, network, held.table.as_ref()));
     if !found.is_some_and(|link| link.up) {
-        steps.push(Step::SetUp { link: name });
+        steps.push(LinkStep::SetUp { link: name }.into());
     }
     steps.extend(services(config, network, held, inventory));
     steps
@@ -83,18 +79,16 @@ fn addresses(network: &Network, link: &IfName, held: &Held, found: Option<&Link>
     let there = |address: &&IpNet| found.is_some_and(|link| link.addresses.contains(address));
     let old = held.addresses.iter().filter(there);
     let old = old.filter(|address| !wanted.contains(address));
-    let mut steps: Vec<Step> = old
-        .map(|&address| Step::DeleteAddress {
-            link: link.clone(),
-            address,
-        })
-        .collect();
-    let missing = wanted.iter().filter(|address| !there(address));
-    steps.extend(missing.map(|&address| Step::AddAddress {
+    let delete = old.map(|&address| LinkStep::DeleteAddress {
         link: link.clone(),
         address,
-    }));
-    steps
+    });
+    let missing = wanted.iter().filter(|address| !there(address));
+    let add = missing.map(|&address| LinkStep::AddAddress {
+        link: link.clone(),
+        address,
+    });
+    delete.chain(add).map(Step::from).collect()
 }
 
 fn table(config: &Config, network: &Network, was: Option<&Table>) -> Option<Step> {

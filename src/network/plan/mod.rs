@@ -9,6 +9,7 @@ mod clash;
 mod dnsmasq;
 mod forwarding;
 mod lan;
+mod link_step;
 mod rules;
 mod step;
 
@@ -21,6 +22,7 @@ use super::inventory::Inventory;
 use crate::config::{Config, Network};
 use crate::types::{IfName, Name};
 pub use clash::Clashes;
+pub use link_step::LinkStep;
 pub use step::{Step, conf_option, files, replace_script};
 
 /// The kernel's MTU for a link that is told none, in bytes.
@@ -34,6 +36,16 @@ pub struct Planned {
     /// The step.
     #[serde(flatten)]
     pub step: Step,
+}
+
+impl Planned {
+    /// The step that takes it back, for the same network.
+    pub fn undo(&self) -> Option<Self> {
+        Some(Self {
+            network: self.network.clone(),
+            step: self.step.undo()?,
+        })
+    }
 }
 
 /// The steps that make the `chosen` networks of `config` on the host of `inventory`, in order.
@@ -79,12 +91,12 @@ pub fn take_back(teardown: &[Step]) -> Vec<Step> {
     let bridges: Vec<&IfName> = teardown
         .iter()
         .filter_map(|step| match step {
-            Step::DeleteBridge { link, .. } => Some(link),
+            Step::Link(LinkStep::DeleteBridge { link, .. }) => Some(link),
             _ => None,
         })
         .collect();
     let goes_anyway = |step: &&Step| match step {
-        Step::DeleteAddress { link, .. } => bridges.contains(&link),
+        Step::Link(LinkStep::DeleteAddress { link, .. }) => bridges.contains(&link),
         Step::SetSysctl { key, .. } => bridges
             .iter()
             .any(|link| key.contains(&format!(".conf.{link}."))),

@@ -9,63 +9,16 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::link_step::LinkStep;
 use crate::network::inventory::{DnsmasqFiles, forwarding_key};
-use crate::types::{Family, IfName, MacAddr};
+use crate::types::Family;
 
 /// One change to the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
 pub enum Step {
-    /// Make a bridge.
-    AddBridge {
-        /// Its name.
-        link: IfName,
-        /// Its own address, so that it does not change with its ports.
-        mac: MacAddr,
-    },
-    /// Delete a bridge that [`Step::AddBridge`] made; a link with another address is left alone.
-    DeleteBridge {
-        /// Its name.
-        link: IfName,
-        /// The address it was made with.
-        mac: MacAddr,
-    },
-    /// Set a link's MTU.
-    SetMtu {
-        /// The link.
-        link: IfName,
-        /// The MTU in bytes.
-        mtu: u32,
-        /// What it was before.
-        was: u32,
-    },
-    /// Set a link up.
-    SetUp {
-        /// The link.
-        link: IfName,
-    },
-    /// Set a link down.
-    SetDown {
-        /// The link.
-        link: IfName,
-    },
-    /// Give a link an address.
-    AddAddress {
-        /// The link.
-        link: IfName,
-        /// The address with its prefix length.
-        address: IpNet,
-    },
-    /// Take an address from a link.
-    DeleteAddress {
-        /// The link.
-        link: IfName,
-        /// The address with its prefix length.
-        address: IpNet,
-    },
     /// Load an nft table of family inet in place of the one of that name, in one transaction.
     ReplaceTable {
         /// Its name.
@@ -138,22 +91,22 @@ pub enum Step {
         /// The network's directory.
         dir: PathBuf,
     },
+    /// Change a link or what belongs to it.
+    #[serde(untagged)]
+    Link(LinkStep),
+}
+
+impl From<LinkStep> for Step {
+    fn from(step: LinkStep) -> Self {
+        Self::Link(step)
+    }
 }
 
 impl Step {
     /// The step that takes this one back, where a later one of the same `up` fails.
     pub fn undo(&self) -> Option<Step> {
         let step = match self.clone() {
-            Step::AddBridge { link, mac } => Step::DeleteBridge { link, mac },
-            Step::SetMtu { link, mtu, was } => Step::SetMtu {
-                link,
-                mtu: was,
-                was: mtu,
-            },
-            Step::SetUp { link } => Step::SetDown { link },
-            Step::SetDown { link } => Step::SetUp { link },
-            Step::AddAddress { link, address } => Step::DeleteAddress { link, address },
-            Step::DeleteAddress { link, address } => Step::AddAddress { link, address },
+            Step::Link(step) => Step::Link(step.undo()?),
             Step::ReplaceTable { table, rules, was } => match was {
                 Some(was) => Step::ReplaceTable {
                     table,
@@ -188,8 +141,7 @@ impl Step {
                 was: Some(files),
             } => Step::StartDnsmasq { dir, files },
             // Steps of `down` only: it goes on where one fails, and never back.
-            Step::DeleteBridge { .. }
-            | Step::DeleteTable { was: None, .. }
+            Step::DeleteTable { was: None, .. }
             | Step::RestoreForwarding { .. }
             | Step::StopDnsmasq { was: None, .. }
             | Step::RemoveDir { .. } => return None,
@@ -202,8 +154,7 @@ impl Step {
     /// Each of them is harmless where there is nothing to take back.
     pub fn teardown(&self) -> Vec<Step> {
         match self.clone() {
-            Step::AddBridge { link, mac } => vec![Step::DeleteBridge { link, mac }],
-            Step::AddAddress { link, address } => vec![Step::DeleteAddress { link, address }],
+            Step::Link(step) => step.teardown().into_iter().map(Step::Link).collect(),
             Step::ReplaceTable { table, .. } => vec![Step::DeleteTable { table, was: None }],
             Step::SetSysctl { .. } => self.undo().into_iter().collect(),
             Step::EnableForwarding { family, before } => {
@@ -212,6 +163,14 @@ impl Step {
             Step::MakeDir { dir } => vec![Step::RemoveDir { dir }],
             Step::StartDnsmasq { dir, .. } => vec![Step::StopDnsmasq { dir, was: None }],
             _ => Vec::new(),
+        }
+    }
+
+    /// The step on a link that this is.
+    pub fn on_link(&self) -> Option<&LinkStep> {
+        match self {
+            Step::Link(step) => Some(step),
+            _ => None,
         }
     }
 
@@ -241,9 +200,9 @@ impl Step {
     }
 }
 
-/// Where dnsmasq's files are in a network's directory.
+/// The files in a network's directory.
 pub mod files {
-    /// The configuration.
+    /// dnsmasq's configuration.
     pub const CONF: &str = "dnsmasq.conf";
     /// MAC addresses with their addresses and names.
     pub const DHCP_HOSTS: &str = "dhcp-hosts";
@@ -253,8 +212,12 @@ pub mod files {
     pub const LEASES: &str = "leases";
     /// The process, dnsmasq's own.
     pub const PID: &str = "dnsmasq.pid";
+    /// What dnsmasq has read of the first three.
+    pub const SERVED: &str = "served.json";
+    /// The nft table that was loaded.
+    pub const TABLE: &str = "table.json";
     /// Every file of a network's directory.
-    pub const ALL: [&str; 5] = [CONF, DHCP_HOSTS, HOSTS, LEASES, PID];
+    pub const ALL: [&str; 7] = [CONF, DHCP_HOSTS, HOSTS, LEASES, PID, SERVED, TABLE];
 }
 
 /// The option by which a dnsmasq is started, and known again in a list of processes.
@@ -265,27 +228,7 @@ pub fn conf_option(dir: &Path) -> String {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Step::AddBridge { link, mac } => {
-                write!(
-                    f,
-                    "ip link add {link} address {mac} type bridge stp_state 0"
-                )
-            }
-            Step::DeleteBridge { link, .. } => write!(f, "ip link delete {link}"),
-            Step::SetMtu { link, mtu, .. } => write!(f, "ip link set {link} mtu {mtu}"),
-            Step::SetUp { link } => write!(f, "ip link set {link} up"),
-            Step::SetDown { link } => write!(f, "ip link set {link} down"),
-            Step::AddAddress { link, address } => {
-                // No other host has the gateway's address: guests need not wait until that is found out.
-                let option = match address {
-                    IpNet::V4(_) => "brd +",
-                    IpNet::V6(_) => "nodad",
-                };
-                write!(f, "ip address add {address} {option} dev {link}")
-            }
-            Step::DeleteAddress { link, address } => {
-                write!(f, "ip address delete {address} dev {link}")
-            }
+            Step::Link(step) => step.fmt(f),
             Step::ReplaceTable { table, rules, .. } => {
                 let script = replace_script(table, rules);
                 write!(f, "nft -f - <<'EOF'\n{script}EOF")

@@ -1,0 +1,117 @@
+//! Does steps: those on links and tables many at once, the others one by one.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::netlink::{Netlink, NetlinkError};
+use super::{dnsmasq, links, nft, sysctl};
+use crate::network::inventory::forwarding_key;
+use crate::network::journal::make_dir;
+use crate::network::plan::{LinkStep, Planned, Step, files, network_dir};
+use crate::programs::ToolError;
+
+/// Why a step failed.
+#[derive(Debug, Error)]
+pub enum StepError {
+    /// A link or an address.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// nft or dnsmasq.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// A file, a sysctl or a signal.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// dnsmasq is not there though it said it started.
+    #[error("dnsmasq ended right after its start; see the system's log for why")]
+    DnsmasqEnded,
+    /// There is no dnsmasq to be told of new hosts.
+    #[error("dnsmasq is not running")]
+    NoDnsmasq,
+}
+
+/// What steps are done with.
+pub struct Hands<'a> {
+    /// The run directory.
+    pub run_dir: PathBuf,
+    /// Its lock, for programs to hold.
+    pub lock: &'a File,
+    /// The kernel's links.
+    pub netlink: &'a Netlink,
+}
+
+impl Hands<'_> {
+    /// Does a batch of steps; gives the outcome of each, in their order.
+    pub fn execute(&self, batch: &[&Planned]) -> Vec<Result<(), StepError>> {
+        let on_links: Vec<&LinkStep> = batch.iter().filter_map(|p| p.step.on_link()).collect();
+        if on_links.len() == batch.len() {
+            let outcomes = links::execute(self.netlink, &on_links);
+            return outcomes.into_iter().map(|it| Ok(it?)).collect();
+        }
+        let tables: Vec<_> = batch.iter().filter_map(|p| self.change_of(p)).collect();
+        if tables.len() == batch.len() {
+            let outcomes = nft::change(&tables, self.lock);
+            return outcomes.into_iter().map(|it| Ok(it?)).collect();
+        }
+        batch
+            .iter()
+            .map(|planned| self.alone(&planned.step))
+            .collect()
+    }
+
+    fn change_of<'p>(&self, planned: &'p Planned) -> Option<nft::Change<'p>> {
+        let (table, rules) = match &planned.step {
+            Step::ReplaceTable { table, rules, .. } => (table, Some(rules.as_str())),
+            Step::DeleteTable { table, .. } => (table, None),
+            _ => return None,
+        };
+        let dir = network_dir(&self.run_dir, planned.network.as_ref()?);
+        Some(nft::Change {
+            table,
+            rules,
+            note: dir.join(files::TABLE),
+        })
+    }
+
+    fn alone(&self, step: &Step) -> Result<(), StepError> {
+        match step {
+            Step::SetSysctl { key, value, .. } => sysctl::set(key, value)?,
+            Step::EnableForwarding { family, .. } => sysctl::set(forwarding_key(*family), "1")?,
+            Step::RestoreForwarding { family, before } => {
+                sysctl::restore_forwarding(*family, before)?;
+            }
+            Step::MakeDir { dir } => {
+                for dir in dir.parent().into_iter().chain([dir.as_path()]) {
+                    make_dir(dir)?;
+                }
+            }
+            Step::RemoveDir { dir } => remove_dir(dir)?,
+            Step::StartDnsmasq { dir, files } => dnsmasq::start(dir, files, self.lock)?,
+            Step::ReloadDnsmasq { dir, files, .. } => dnsmasq::reload(dir, files)?,
+            Step::StopDnsmasq { dir, .. } => dnsmasq::stop(dir)?,
+            // Done in batches, above.
+            Step::Link(_) | Step::ReplaceTable { .. } | Step::DeleteTable { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+/// Removes the files that ringtap and dnsmasq made in `dir`, and `dir`; a file of someone else keeps it.
+fn remove_dir(dir: &Path) -> io::Result<()> {
+    for name in files::ALL {
+        absent_is_fine(fs::remove_file(dir.join(name)))?;
+        absent_is_fine(fs::remove_file(dir.join(format!("{name}.new"))))?;
+    }
+    absent_is_fine(fs::remove_dir(dir))
+}
+
+/// That what is to be removed is not there is no failure.
+pub fn absent_is_fine(done: io::Result<()>) -> io::Result<()> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}

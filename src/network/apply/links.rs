@@ -1,0 +1,50 @@
+//! Steps on links and addresses, many at once: each is sent without waiting for the answer to the one before.
+
+use std::collections::BTreeMap;
+
+use rtnetlink::packet_route::link::LinkMessage;
+
+use super::netlink::{Netlink, NetlinkError, Request};
+use crate::network::plan::LinkStep;
+use crate::types::IfName;
+
+/// Does `steps`, which are on links and addresses and don't depend on links that others of them make. Gives the outcome of
+/// each.
+pub fn execute(netlink: &Netlink, steps: &[&LinkStep]) -> Vec<Result<(), NetlinkError>> {
+    let links = match netlink.links() {
+        Ok(links) => links,
+        Err(error) => return vec![Err(error)],
+    };
+    let requests = steps.iter().map(|step| request(&links, step)).collect();
+    netlink.do_all(requests)
+}
+
+/// What `step` asks of the kernel; nothing where what it takes back is not there.
+fn request(
+    links: &BTreeMap<String, LinkMessage>,
+    step: &LinkStep,
+) -> Result<Option<Request>, NetlinkError> {
+    let found = |link: &IfName| links.get(link.as_str());
+    let there = |link: &IfName| found(link).ok_or_else(|| NetlinkError::no_link(link));
+    let request = match step {
+        LinkStep::AddBridge { link, mac } => Request::add_bridge(link, *mac),
+        LinkStep::DeleteBridge { link, mac } => match found(link) {
+            Some(there) if Netlink::is_bridge(there, *mac) => Request::delete(link, there),
+            _ => return Ok(None),
+        },
+        LinkStep::SetMtu { link, mtu, .. } => Request::set_mtu(link, there(link)?, *mtu),
+        LinkStep::SetUp { link } => Request::set_up(link, there(link)?),
+        LinkStep::SetDown { link } => match found(link) {
+            Some(there) => Request::set_down(link, there),
+            None => return Ok(None),
+        },
+        LinkStep::AddAddress { link, address } => {
+            Request::add_address(link, there(link)?, *address)
+        }
+        LinkStep::DeleteAddress { link, address } => match found(link) {
+            Some(there) => Request::delete_address(link, there, *address),
+            None => return Ok(None),
+        },
+    };
+    Ok(Some(request))
+}
