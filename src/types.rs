@@ -135,6 +135,17 @@ impl IfName {
         Self::shortened(format!("tap-{guest}-{index}"))
     }
 
+    /// The name of the link for VLAN `id` of `link`: `LINK.ID`, shortened like the others.
+    pub fn for_vlan(link: &Self, id: VlanId) -> Self {
+        Self::shortened(format!("{link}.{id}"))
+    }
+
+    /// The name of the bond of `links`: `bond-LINK-LINK…`, shortened like the others.
+    pub fn for_bond(links: &[Self]) -> Self {
+        let names: Vec<&str> = links.iter().map(Self::as_str).collect();
+        Self::shortened(format!("bond-{}", names.join("-")))
+    }
+
     fn shortened(whole: String) -> Self {
         if whole.len() <= Self::MAX {
             return Self(whole);
@@ -348,6 +359,41 @@ impl fmt::Display for Mtu {
     }
 }
 
+/// A VLAN's id, 1 to 4094 (IEEE 802.1Q; 0 and 4095 are reserved).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u16", into = "u16")]
+pub struct VlanId(u16);
+
+impl VlanId {
+    /// The number.
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl TryFrom<u16> for VlanId {
+    type Error = InvalidValue;
+
+    fn try_from(id: u16) -> Result<Self, InvalidValue> {
+        match id {
+            1..=4094 => Ok(Self(id)),
+            _ => Err(InvalidValue::new(id.to_string(), "a VLAN id, 1 to 4094")),
+        }
+    }
+}
+
+impl From<VlanId> for u16 {
+    fn from(id: VlanId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for VlanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// Values that go through serde as the text they print and parse.
 macro_rules! serde_as_text {
     ($($name:ty),*) => {$(
@@ -463,6 +509,17 @@ mod tests {
         for bad in [0, 1279, 65522, 65536 + 1500] {
             assert!(Mtu::try_from(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn vlan_ids_have_bounds() {
+        assert_eq!(VlanId::try_from(4094).unwrap().get(), 4094);
+        for bad in [0, 4095] {
+            assert!(VlanId::try_from(bad).is_err(), "{bad}");
+        }
+        let eno1 = "eno1".parse().unwrap();
+        let tagged = IfName::for_vlan(&eno1, VlanId(20));
+        assert_eq!(tagged.as_str(), "eno1.20");
     }
 
     #[test]

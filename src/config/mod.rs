@@ -12,6 +12,7 @@ mod guest;
 mod network;
 mod problem;
 mod reader;
+mod uplink;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,10 +25,11 @@ use toml::de::DeTable;
 use crate::types::{Family, IfName, MacAddr, Name};
 pub use forward::{Forward, Ports, Protocol, Target};
 pub use guest::{Accel, Guest, Nic};
-pub use network::{Ipv4, MacvtapMode, Mode, Network};
+pub use network::{Ipv4, LanBridge, MacvtapMode, Mode, Network};
 use problem::suggest;
 pub use problem::{Problem, Problems};
 use reader::{At, Reader, Section, line_of};
+pub use uplink::{Base, Bond, BondMode, Uplink};
 pub use values::{DhcpRange, Domain, Memory, Prefix, Subnet};
 
 /// What the file says.
@@ -75,6 +77,7 @@ impl Config {
         check_nics(&reader, &guests);
         check_forwards(&reader, &networks, &guests);
         check_links(&reader, &networks, &guests);
+        check_uplinks(&reader, &networks);
         let config = Self {
             networks: valid(networks, |network| network.value),
             guests: valid(guests, |guest| guest.value),
@@ -346,7 +349,8 @@ fn leads_nowhere(
 /// Long names are shortened with a hash to fit a link name; two of them may meet.
 fn check_links(reader: &Reader<'_>, networks: &ReadMap<'_, Network>, guests: &ReadMap<'_, Guest>) {
     let bridges = networks.values().filter_map(|read| {
-        let network = read.value.as_ref().filter(|network| !network.is_lan())?;
+        let network = read.value.as_ref();
+        let network = network.filter(|network| network.has_own_bridge())?;
         Some((network.own_bridge(), &read.section))
     });
     let taps = guests.values().flat_map(|read| {
@@ -368,6 +372,61 @@ fn check_links(reader: &Reader<'_>, networks: &ReadMap<'_, Network>, guests: &Re
             );
         }
     }
+}
+
+/// A link can be a port of one bridge or bond only, and carries no macvtaps then.
+fn check_uplinks(reader: &Reader<'_>, networks: &ReadMap<'_, Network>) {
+    let with_uplink = networks.values().filter_map(|read| {
+        let network = read.value.as_ref()?;
+        Some((&read.section, network, network.uplink()?))
+    });
+    let mut seen: Vec<(&Network, &Uplink)> = Vec::new();
+    for (section, network, uplink) in with_uplink {
+        for (other, its) in &seen {
+            if let Some((cause, remedy)) = quarrel((network, uplink), (other, its)) {
+                reader.problem(
+                    &section.span_of("uplink"),
+                    section.key("uplink"),
+                    cause,
+                    remedy,
+                );
+            }
+        }
+        seen.push((network, uplink));
+    }
+}
+
+/// Why two networks can't have these uplinks: cause and remedy.
+fn quarrel(one: (&Network, &Uplink), other: (&Network, &Uplink)) -> Option<(String, String)> {
+    let ((network, uplink), (other, its)) = (one, other);
+    let bonded = |uplink: &Uplink| matches!(uplink.base, Base::Bond(_));
+    let share = uplink
+        .hardware()
+        .iter()
+        .find(|link| its.hardware().contains(link));
+    if uplink.base != its.base && (bonded(uplink) || bonded(its)) {
+        let link = share?;
+        let cause = format!(
+            "`{link}` is a part of another uplink of networks.{}",
+            other.name
+        );
+        return Some((cause, "write the same uplink for both".to_owned()));
+    }
+    let bridges = [network, other].map(Network::has_own_bridge);
+    if uplink.link() != its.link() || !bridges.contains(&true) {
+        return None;
+    }
+    let cause = format!(
+        "`{}` is the uplink of networks.{} too",
+        uplink.link(),
+        other.name
+    );
+    let remedy = if bridges[0] && bridges[1] {
+        format!("write bridge = \"{}\" instead", other.own_bridge())
+    } else {
+        "a bridge over a link gets all of its frames: choose one mode for both".to_owned()
+    };
+    Some((cause, remedy))
 }
 
 #[cfg(test)]

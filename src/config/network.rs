@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use super::forward::Forward;
 use super::problem::suggest;
 use super::reader::{At, Reader, Section};
+use super::uplink::{self, Uplink};
 use super::values::{DhcpRange, Domain, Prefix, Subnet};
 use super::{Read, ReadMap, section_name};
 use crate::types::{Family, IfName, Mtu, Name};
@@ -47,7 +48,7 @@ pub struct Ipv4 {
 }
 
 impl Network {
-    /// The bridge that ringtap makes for the network, unless it is on a LAN.
+    /// What the bridge is called that ringtap makes for the network, if it makes one.
     pub fn own_bridge(&self) -> IfName {
         IfName::derived_from("rt-", &self.name)
     }
@@ -55,10 +56,28 @@ impl Network {
     /// The link of the host that NICs are attached to: a bridge, or the uplink of macvtaps.
     pub fn trunk(&self) -> IfName {
         match &self.mode {
-            Mode::Bridge { bridge } => bridge.clone(),
-            Mode::Macvtap { uplink, .. } => uplink.clone(),
+            Mode::Bridge {
+                bridge: LanBridge::There(bridge),
+            } => bridge.clone(),
+            Mode::Macvtap { uplink, .. } => uplink.link(),
             _ => self.own_bridge(),
         }
+    }
+
+    /// The link of the host that it leaves by, if the file names one.
+    pub fn uplink(&self) -> Option<&Uplink> {
+        match &self.mode {
+            Mode::Bridge {
+                bridge: LanBridge::Over { uplink, .. },
+            }
+            | Mode::Macvtap { uplink, .. } => Some(uplink),
+            _ => None,
+        }
+    }
+
+    /// Whether ringtap makes a bridge for it.
+    pub fn has_own_bridge(&self) -> bool {
+        self.trunk() == self.own_bridge()
     }
 
     /// Whether its guests are on somebody else's network, and ringtap brings no more than their ports.
@@ -105,17 +124,31 @@ pub enum Mode {
     },
     /// As routed, with the firewall left to the admin.
     Open,
-    /// Guests are peers on the LAN, by a bridge that is there.
+    /// Guests are peers on the LAN, by a bridge.
     Bridge {
-        /// The bridge.
-        bridge: IfName,
+        /// Whose it is.
+        bridge: LanBridge,
     },
-    /// Guests are peers on the LAN, by macvtaps on a link of the host that is there.
+    /// Guests are peers on the LAN, by macvtaps on an uplink.
     Macvtap {
-        /// The link.
-        uplink: IfName,
+        /// The uplink.
+        uplink: Uplink,
         /// Whom they exchange frames with.
         peers: MacvtapMode,
+    },
+}
+
+/// A bridge on the LAN.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LanBridge {
+    /// One that the host has.
+    There(IfName),
+    /// One that ringtap makes over an uplink, whose addresses and routes move there.
+    Over {
+        /// The uplink.
+        uplink: Uplink,
+        /// Whether it is made even where the LAN looks as if it took one MAC address alone.
+        force: bool,
     },
 }
 
@@ -185,6 +218,8 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
         "isolate-guests",
         "bridge",
         "uplink",
+        "vlan",
+        "force",
         "macvtap-mode",
     ];
     reader.known_keys(&section, &known);
@@ -290,7 +325,7 @@ fn read_net<T: FromStr<Err: Display>>(
 fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
     let text = reader.required(section, "mode", "\"nat\"")?;
     let truth = |key| reader.boolean(section, key).map(|truth| truth.value);
-    let (host, nat66) = (truth("host"), truth("nat66"));
+    let (host, nat66, force) = (truth("host"), truth("nat66"), truth("force"));
     let only_for = |key: &str, there: bool, mode: &str| {
         if there && text.value != mode {
             reader.problem(
@@ -305,8 +340,21 @@ fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
     only_for("nat66", nat66.is_some(), "nat");
     only_for("forwards", section.has("forwards"), "nat");
     only_for("bridge", section.has("bridge"), "bridge");
-    only_for("uplink", section.has("uplink"), "macvtap");
     only_for("macvtap-mode", section.has("macvtap-mode"), "macvtap");
+    only_for("force", force.is_some(), "bridge");
+    for key in ["uplink", "vlan"]
+        .into_iter()
+        .filter(|key| section.has(key))
+    {
+        if !["bridge", "macvtap"].contains(&text.value) {
+            reader.problem(
+                &section.span_of(key),
+                section.key(key),
+                "only goes with mode = \"bridge\" or \"macvtap\"",
+                "leave it out",
+            );
+        }
+    }
     let mode = match text.value {
         "nat" => Mode::Nat {
             nat66: nat66.unwrap_or(false),
@@ -316,13 +364,9 @@ fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
             host: host.unwrap_or(true),
         },
         "open" => Mode::Open,
-        "bridge" => {
-            let name = reader.required(section, "bridge", "\"br0\"")?;
-            let bridge = reader.parse(&name, section.key("bridge"), "name a bridge of the host")?;
-            Mode::Bridge {
-                bridge: bridge.value,
-            }
-        }
+        "bridge" => Mode::Bridge {
+            bridge: read_lan_bridge(reader, section, force.unwrap_or(false))?,
+        },
         "macvtap" => read_macvtap(reader, section)?,
         _ => {
             let cause = format!("unknown mode {:?}", text.value);
@@ -334,12 +378,37 @@ fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
     Some(mode)
 }
 
+/// Either `bridge`, one that is there, or `uplink`, for one to be made over.
+fn read_lan_bridge<'t>(
+    reader: &Reader<'t>,
+    section: &Section<'t>,
+    force: bool,
+) -> Option<LanBridge> {
+    if !section.has("bridge") {
+        if !section.has("uplink") {
+            reader.missing(section, "uplink", "\"eno1\", or bridge = \"br0\"");
+            return None;
+        }
+        let uplink = uplink::read(reader, section)?;
+        return Some(LanBridge::Over { uplink, force });
+    }
+    for key in ["uplink", "vlan", "force"] {
+        if section.has(key) {
+            reader.problem(
+                &section.span_of(key),
+                section.key(key),
+                "does not go with a bridge that is there",
+                "leave it out, or leave bridge out: ringtap then makes one over the uplink",
+            );
+        }
+    }
+    let name = reader.text(section, "bridge")?;
+    let bridge = reader.parse(&name, section.key("bridge"), "name a bridge of the host")?;
+    Some(LanBridge::There(bridge.value))
+}
+
 fn read_macvtap<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
-    let uplink = reader.required(section, "uplink", "\"eno1\"");
-    let uplink = uplink.and_then(|name| {
-        let remedy = "name a link of the host";
-        reader.parse(&name, section.key("uplink"), remedy)
-    });
+    let uplink = uplink::read(reader, section);
     let peers = match reader.text(section, "macvtap-mode") {
         Some(text) => {
             let remedy = suggest(text.value, ["bridge", "vepa", "private", "passthru"]);
@@ -349,7 +418,7 @@ fn read_macvtap<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> 
         None => MacvtapMode::Bridge,
     };
     Some(Mode::Macvtap {
-        uplink: uplink?.value,
+        uplink: uplink?,
         peers,
     })
 }

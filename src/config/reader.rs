@@ -63,6 +63,12 @@ impl<'t> Section<'t> {
         self.get(key).is_some()
     }
 
+    /// Whether `key` is there and a table.
+    pub(super) fn is_table(&self, key: &str) -> bool {
+        self.get(key)
+            .is_some_and(|value| matches!(value.get_ref(), DeValue::Table(_)))
+    }
+
     /// Where the value of `key` stands; where the table starts if it is not there.
     pub(super) fn span_of(&self, key: &str) -> Range<usize> {
         self.get(key).map_or(self.span.clone(), Spanned::span)

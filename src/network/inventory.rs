@@ -2,7 +2,7 @@
 //!
 //! It goes through serde whole, so that `plan --json` of any host can become a test case.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Protocol;
-use crate::types::{Family, MacAddr, Name};
+use crate::types::{Family, IfName, MacAddr, Name, VlanId};
 
 /// The sysctl that makes a host forward.
 pub fn forwarding_key(family: Family) -> &'static str {
@@ -27,19 +27,29 @@ pub struct Inventory {
     pub run_dir: PathBuf,
     /// Its links, with their addresses.
     pub links: Vec<Link>,
-    /// Its routes, those of the default route and of its own addresses aside.
+    /// Its routes, those to its own addresses aside.
     pub routes: Vec<Route>,
     /// The sysctls that plans may depend on or change along with others, by name.
     pub sysctls: BTreeMap<String, String>,
     /// The host's own servers, and dnsmasq's on ringtap's bridges.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub listeners: Vec<Listener>,
+    /// The links that ringtap has made for several networks to share.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub shared_links: BTreeSet<IfName>,
     /// What ringtap has there already, by network.
     #[serde(default)]
     pub networks: BTreeMap<Name, Held>,
 }
 
 impl Inventory {
+    /// The routes over link `name` that somebody made.
+    pub fn routes_over(&self, name: &str) -> Vec<Route> {
+        let routes = self.routes.iter();
+        let over = routes.filter(|route| !route.kernel && route.link.as_deref() == Some(name));
+        over.cloned().collect()
+    }
+
     /// The link called `name`.
     pub fn link(&self, name: &str) -> Option<&Link> {
         self.links.iter().find(|link| link.name == name)
@@ -75,9 +85,18 @@ pub struct Link {
     /// The bridge or other link it is a port of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub master: Option<String>,
+    /// The VLAN of another link that it is, with that link's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<(String, VlanId)>,
+    /// Whether it is a wireless station, whose access point takes its own address alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub wireless: bool,
     /// Its addresses with their prefix lengths, those that every link has (fe80::) aside.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<IpNet>,
+    /// Whether an IPv4 address of it ends some day: a DHCP client looks after it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub leased: bool,
     /// Whether a router advertisement that came in here gave the host a default route.
     #[serde(default, skip_serializing_if = "is_false")]
     pub by_ra: bool,
@@ -90,10 +109,23 @@ fn is_false(truth: &bool) -> bool {
 /// A route of the host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Route {
-    /// Where it leads.
+    /// Where it leads; of prefix length 0 to wherever no other does.
     pub to: IpNet,
     /// The link it leaves by, if it is that kind of route.
     pub link: Option<String>,
+    /// The router it leads over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<IpAddr>,
+    /// Whether the kernel made it by itself, along with an address.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub kernel: bool,
+}
+
+impl Route {
+    /// Whether it is a default route.
+    pub fn is_default(&self) -> bool {
+        self.to.prefix_len() == 0
+    }
 }
 
 /// A socket that takes connections or packets from anybody.

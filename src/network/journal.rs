@@ -5,7 +5,7 @@
 //! moment. One ringtap at a time holds the lock; others wait. When nothing is left to take back, the files
 //! ringtap made here go, and the directory too if ringtap made it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -17,7 +17,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::plan::{LinkStep, Planned, Step};
+use super::plan::{Kind, LinkStep, Owner, Planned, Step};
 use crate::types::{IfName, Name};
 
 const JOURNAL: &str = "state.json";
@@ -33,6 +33,9 @@ pub struct Journal {
     made_run_dir: bool,
     /// What goes with the last network, in the order in which it came about.
     pub shared: Vec<Step>,
+    /// What goes with the last network that leaves by a link that ringtap made, likewise.
+    #[serde(default)]
+    pub links: BTreeMap<IfName, Vec<Step>>,
     /// What goes with each network.
     pub networks: BTreeMap<Name, Record>,
 }
@@ -42,6 +45,9 @@ pub struct Journal {
 pub struct Record {
     /// What takes it back, in the order in which it came about.
     pub teardown: Vec<Step>,
+    /// The links of the journal that it leaves by.
+    #[serde(default)]
+    pub links: BTreeSet<IfName>,
     /// Whether it is up for guests alone, and goes with the last of them; `up` makes it stay.
     #[serde(default)]
     pub for_guests: bool,
@@ -51,7 +57,19 @@ impl Record {
     /// The name of the bridge ringtap made.
     pub fn bridge(&self) -> Option<&IfName> {
         self.teardown.iter().find_map(|step| match step {
-            Step::Link(LinkStep::DeleteBridge { link, .. }) => Some(link),
+            Step::Link(LinkStep::Delete {
+                link,
+                kind: Kind::Bridge,
+                ..
+            }) => Some(link),
+            _ => None,
+        })
+    }
+
+    /// The link by which the bridge leaves the host.
+    pub fn uplink(&self) -> Option<&IfName> {
+        self.teardown.iter().find_map(|step| match step {
+            Step::Link(LinkStep::Release { port, .. }) => Some(port),
             _ => None,
         })
     }
@@ -100,13 +118,19 @@ impl Journal {
 
     /// Whether there is nothing to take back.
     pub fn is_empty(&self) -> bool {
-        self.networks.is_empty() && self.shared.is_empty()
+        self.networks.is_empty() && self.links.is_empty() && self.shared.is_empty()
+    }
+
+    /// Notes that network `name`, which is about to come up, leaves by `links`.
+    pub fn leaves_by(&mut self, name: &Name, links: Vec<IfName>) {
+        let record = self.networks.entry(name.clone()).or_default();
+        record.links = links.into_iter().collect();
     }
 
     /// Notes what will take `steps` back.
     pub fn ahead(&mut self, steps: &[Planned]) {
-        for Planned { network, step } in steps {
-            let list = self.teardown_of(network.as_ref());
+        for Planned { owner, step } in steps {
+            let list = self.teardown_of(owner);
             for teardown in step.teardown() {
                 // What was there before the first change is what goes back, not what a later one found.
                 let known = list
@@ -121,16 +145,42 @@ impl Journal {
 
     /// Notes that `steps` are done: they are not to be done again by `down`.
     pub fn done(&mut self, steps: &[Planned]) {
-        for Planned { network, step } in steps {
-            self.teardown_of(network.as_ref()).retain(|old| old != step);
+        for Planned { owner, step } in steps {
+            self.teardown_of(owner).retain(|old| old != step);
         }
     }
 
-    fn teardown_of(&mut self, network: Option<&Name>) -> &mut Vec<Step> {
-        match network {
-            Some(name) => &mut self.networks.entry(name.clone()).or_default().teardown,
-            None => &mut self.shared,
+    fn teardown_of(&mut self, owner: &Owner) -> &mut Vec<Step> {
+        match owner {
+            Owner::Host => &mut self.shared,
+            Owner::Link(name) => self.links.entry(name.clone()).or_default(),
+            Owner::Network(name) => &mut self.networks.entry(name.clone()).or_default().teardown,
         }
+    }
+
+    /// All that is to be taken back, by owner.
+    pub fn teardowns(&self) -> impl Iterator<Item = (Owner, &[Step])> {
+        let networks = self.networks.iter();
+        let networks =
+            networks.map(|(name, record)| (Owner::Network(name.clone()), &record.teardown[..]));
+        let links = self.links.iter();
+        let links = links.map(|(name, steps)| (Owner::Link(name.clone()), &steps[..]));
+        networks
+            .chain(links)
+            .chain([(Owner::Host, &self.shared[..])])
+    }
+
+    /// Notes that of what `owner` has to take back, no more is left than those of `steps` that are still there.
+    pub fn keep_only(&mut self, owner: &Owner, steps: &[Step]) {
+        self.teardown_of(owner).retain(|step| steps.contains(step));
+        self.forget_the_gone();
+    }
+
+    /// Forgets those of whom there is nothing to take back: they are not there.
+    pub fn forget_the_gone(&mut self) {
+        self.networks
+            .retain(|_, record| !record.teardown.is_empty());
+        self.links.retain(|_, steps| !steps.is_empty());
     }
 }
 

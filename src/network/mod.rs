@@ -36,10 +36,10 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::cli::{HostArgs, NetworkArgs, ReportArgs};
-use crate::config::{Config, Problems};
+use crate::config::{Config, Problems, Uplink};
 use crate::programs::{DNSMASQ, NFT, ToolError, require};
 use crate::report::{print_json, say};
-use crate::types::Name;
+use crate::types::{IfName, Name};
 use apply::UpError;
 use apply::netlink::{Netlink, NetlinkError};
 use inventory::Inventory;
@@ -160,10 +160,7 @@ pub fn script(steps: &[Planned]) -> String {
     let mut text = String::new();
     let mut heading = String::new();
     for planned in steps {
-        let of = match &planned.network {
-            Some(name) => format!("# network {name}\n"),
-            None => "# the host\n".to_owned(),
-        };
+        let of = format!("# {}\n", planned.owner);
         if of != heading {
             text.push_str(&of);
             heading = of;
@@ -227,6 +224,10 @@ fn make_so(
         say(format_args!("nothing to do: {} up", list(names)));
         return Ok(());
     }
+    for network in names.iter().filter_map(|name| config.networks.get(name)) {
+        let links = network.uplink().map(Uplink::made).unwrap_or_default();
+        run_dir.journal.leaves_by(&network.name, links);
+    }
     apply::up(run_dir, netlink, &steps)?;
     let left = left_to_do(run_dir, netlink, config, names)?;
     if !left.is_empty() {
@@ -269,7 +270,7 @@ fn take_down(run_dir: &mut RunDir, netlink: &Netlink, args: &NetworkArgs) -> Res
     let meant = |name: &&Name| args.names.is_empty() || args.names.contains(name);
     let names: Vec<Name> = journal.networks.keys().filter(meant).cloned().collect();
     // Without a network, what they shared may still be left of a `down` that failed.
-    if names.is_empty() && (journal.shared.is_empty() || !journal.networks.is_empty()) {
+    if names.is_empty() && (journal.is_empty() || !journal.networks.is_empty()) {
         return nothing_to_take_back(args, journal);
     }
     refuse_in_use(journal, netlink, &names)?;
@@ -307,13 +308,16 @@ fn refuse_in_use(journal: &Journal, netlink: &Netlink, names: &[Name]) -> Result
     Ok(())
 }
 
-/// The links on the bridge that ringtap made for the network.
+/// The links on the bridge that ringtap made for the network, its uplink aside.
 fn ports(journal: &Journal, netlink: &Netlink, name: &Name) -> Result<Vec<String>, Error> {
     let record = journal.networks.get(name);
-    match record.and_then(Record::bridge) {
-        Some(bridge) => Ok(observe::ports(netlink, bridge.as_str())?),
-        None => Ok(Vec::new()),
-    }
+    let Some((record, bridge)) = record.and_then(|record| Some((record, record.bridge()?))) else {
+        return Ok(Vec::new());
+    };
+    let uplink = record.uplink().map(IfName::as_str);
+    let mut ports = observe::ports(netlink, bridge.as_str())?;
+    ports.retain(|port| Some(port.as_str()) != uplink);
+    Ok(ports)
 }
 
 /// What `plan --json` prints: with the inventory it is a test case.

@@ -3,15 +3,18 @@
 //! Links, addresses and routes come through rtnetlink, sysctls from `/proc`, tables from `nft`, processes
 //! from `/proc`. What ringtap made is what its journal says, as far as the host confirms it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
 };
@@ -25,7 +28,7 @@ use super::journal::{Journal, Record};
 use super::listeners;
 use super::plan::{files, network_dir, table_name};
 use crate::programs::ToolError;
-use crate::types::{Family, IfName, MacAddr, Name};
+use crate::types::{Family, IfName, MacAddr, Name, VlanId};
 
 /// The host can't be looked at.
 #[derive(Debug, Error)]
@@ -72,20 +75,25 @@ pub fn observe(
         links,
         routes: worth_knowing(&routes, &names),
         listeners: listeners::listeners().map_err(ObserveError::Listeners)?,
+        shared_links: journal.links.keys().cloned().collect(),
         networks,
     })
 }
 
-/// Forwarding, and what is done by itself on ringtap's bridges and where the host heeds routers.
+/// Forwarding, and what is done by itself on ringtap's bridges and on links that may become a part of one.
 fn sysctls(links: &[Link], journal: &Journal) -> io::Result<BTreeMap<String, String>> {
     let mut values = sysctl::forwarding(Family::Ipv4)?;
     values.append(&mut sysctl::forwarding(Family::Ipv6)?);
     let bridges = journal.networks.values().filter_map(Record::bridge);
-    let by_ra = links.iter().filter(|link| link.by_ra);
-    let names = bridges
+    let shared = journal.links.keys();
+    let alone = links.iter().filter(|link| link.master.is_none());
+    let names: BTreeSet<&str> = bridges
+        .chain(shared)
         .map(IfName::as_str)
-        .chain(by_ra.map(|link| link.name.as_str()));
-    values.append(&mut sysctl::of_links(names)?);
+        .chain(alone.map(|link| link.name.as_str()))
+        .filter(|name| *name != "lo")
+        .collect();
+    values.append(&mut sysctl::of_links(names.into_iter())?);
     Ok(values)
 }
 
@@ -159,21 +167,31 @@ fn link(message: &LinkMessage, names: &LinkNames, addresses: &[AddressMessage]) 
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
         master: None,
+        vlan: None,
+        wireless: false,
         addresses: addresses
             .iter()
             .filter_map(|address| address_of(address, index))
             .collect(),
+        leased: addresses.iter().any(|address| is_leased(address, index)),
         by_ra: false,
     };
+    link.wireless = is_wireless(&link.name);
+    let (mut over, mut vlan) = (None, None);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(index) => link.master = names.get(index).cloned(),
             LinkAttribute::Address(bytes) => link.mac = unicast(bytes),
-            LinkAttribute::LinkInfo(infos) => link.kind = infos.iter().find_map(kind),
+            LinkAttribute::Link(index) => over = names.get(index).cloned(),
+            LinkAttribute::LinkInfo(infos) => {
+                link.kind = infos.iter().find_map(kind);
+                vlan = infos.iter().find_map(vlan_id);
+            }
             _ => {}
         }
     }
+    link.vlan = over.zip(vlan);
     Some(link)
 }
 
@@ -187,6 +205,34 @@ fn kind(info: &LinkInfo) -> Option<String> {
         LinkInfo::Kind(kind) => Some(kind.to_string()),
         _ => None,
     }
+}
+
+fn vlan_id(info: &LinkInfo) -> Option<VlanId> {
+    let LinkInfo::Data(InfoData::Vlan(data)) = info else {
+        return None;
+    };
+    let id = |info: &InfoVlan| match info {
+        InfoVlan::Id(id) => VlanId::try_from(*id).ok(),
+        _ => None,
+    };
+    data.iter().find_map(id)
+}
+
+/// The kernel shows it nowhere but in sysfs, that of the network namespace that it was mounted in.
+fn is_wireless(link: &str) -> bool {
+    Path::new("/sys/class/net")
+        .join(link)
+        .join("phy80211")
+        .exists()
+}
+
+/// Whether `message` is of an IPv4 address of link `index` that ends some day.
+fn is_leased(message: &AddressMessage, index: u32) -> bool {
+    let header = &message.header;
+    let ends = |attribute: &AddressAttribute| matches!(attribute, AddressAttribute::CacheInfo(info) if info.ifa_valid != u32::MAX);
+    header.index == index
+        && header.family == AddressFamily::Inet
+        && message.attributes.iter().any(ends)
 }
 
 /// The address of `message`, if it is one of link `index` and not one that every link has.
@@ -210,7 +256,11 @@ fn is_link_local(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
-fn routes(netlink: &Netlink) -> Result<Vec<RouteMessage>, NetlinkError> {
+/// Every route of both families.
+///
+/// # Errors
+/// The kernel can't be asked.
+pub fn routes(netlink: &Netlink) -> Result<Vec<RouteMessage>, NetlinkError> {
     let all = [
         RouteMessageBuilder::<Ipv4Addr>::new().build(),
         RouteMessageBuilder::<Ipv6Addr>::new().build(),
@@ -244,24 +294,30 @@ fn worth_knowing(messages: &[RouteMessage], names: &LinkNames) -> Vec<Route> {
     routes
 }
 
-/// The route of `message`, but for the default route (everything overlaps that) and those the kernel makes
-/// for a link's own addresses and broadcasts.
+/// The route of `message`, but for those the kernel makes for a link's own addresses and broadcasts.
 fn route(message: &RouteMessage, names: &LinkNames) -> Option<Route> {
     let prefix = message.header.destination_prefix_length;
     let local = matches!(
         message.header.kind,
         RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast
     );
-    if local || prefix == 0 {
+    if local {
         return None;
     }
-    let mut to = None;
+    let mut to = match message.header.address_family {
+        AddressFamily::Inet => Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        AddressFamily::Inet6 => Some(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+        _ => None,
+    };
     let mut link = None;
+    let mut via = None;
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(ip)) => to = Some(IpAddr::V4(*ip)),
             RouteAttribute::Destination(RouteAddress::Inet6(ip)) => to = Some(IpAddr::V6(*ip)),
             RouteAttribute::Oif(index) => link = names.get(index).cloned(),
+            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => via = Some(IpAddr::V4(*ip)),
+            RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => via = Some(IpAddr::V6(*ip)),
             _ => {}
         }
     }
@@ -269,5 +325,7 @@ fn route(message: &RouteMessage, names: &LinkNames) -> Option<Route> {
     Some(Route {
         to: IpNet::new(to, prefix).ok()?,
         link,
+        via,
+        kernel: message.header.protocol == RouteProtocol::Kernel,
     })
 }

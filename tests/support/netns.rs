@@ -106,6 +106,8 @@ impl Netns {
             "ip -j -d route show table all",
             "ip -j -6 -d route show table all",
             "ip -j -d rule",
+            "ip -j neigh show proxy",
+            "ip -j neigh show nud permanent",
             "nft -j list ruleset",
         ] {
             let mut value = serde_json::from_str(&self.run(line)).expect(line);

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::netlink::{Netlink, NetlinkError};
-use super::{dnsmasq, links, nft, sysctl};
+use super::{dnsmasq, links, moves, nft, sysctl};
 use crate::network::inventory::forwarding_key;
 use crate::network::journal::make_dir;
-use crate::network::plan::{LinkStep, Planned, Step, files, network_dir};
+use crate::network::plan::{LinkStep, Owner, Planned, Step, files, network_dir};
 use crate::programs::ToolError;
 
 /// Why a step failed.
@@ -68,7 +68,10 @@ impl Hands<'_> {
             Step::DeleteTable { table, .. } => (table, None),
             _ => return None,
         };
-        let dir = network_dir(&self.run_dir, planned.network.as_ref()?);
+        let Owner::Network(name) = &planned.owner else {
+            return None;
+        };
+        let dir = network_dir(&self.run_dir, name);
         Some(nft::Change {
             table,
             rules,
@@ -89,6 +92,7 @@ impl Hands<'_> {
                 }
             }
             Step::RemoveDir { dir } => remove_dir(dir)?,
+            Step::MoveAddresses { from, to, .. } => moves::execute(self.netlink, from, to)?,
             Step::StartDnsmasq { dir, files } => dnsmasq::start(dir, files, self.lock)?,
             Step::ReloadDnsmasq { dir, files, .. } => dnsmasq::reload(dir, files)?,
             Step::StopDnsmasq { dir, .. } => dnsmasq::stop(dir)?,

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use rtnetlink::packet_route::link::LinkMessage;
 
-use super::netlink::{Netlink, NetlinkError, Request};
-use crate::network::plan::LinkStep;
+use super::netlink::{Netlink, NetlinkError, Request, is_made, is_port_of};
+use crate::network::plan::{Kind, LinkStep};
 use crate::types::IfName;
 
 /// Does `steps`, which are on links and addresses and don't depend on links that others of them make. Gives the outcome of
@@ -27,9 +27,27 @@ fn request(
     let found = |link: &IfName| links.get(link.as_str());
     let there = |link: &IfName| found(link).ok_or_else(|| NetlinkError::no_link(link));
     let request = match step {
-        LinkStep::AddBridge { link, mac } => Request::add_bridge(link, *mac),
-        LinkStep::DeleteBridge { link, mac } => match found(link) {
-            Some(there) if Netlink::is_bridge(there, *mac) => Request::delete(link, there),
+        LinkStep::Add { link, kind, mac } => match kind {
+            Kind::Bridge => Request::add_bridge(link, *mac),
+            Kind::Bond(mode) => Request::add_bond(link, *mac, *mode),
+            Kind::Vlan { link: over, id } => Request::add_vlan(link, there(over)?, *id),
+        },
+        LinkStep::Delete { link, kind, mac } => match found(link) {
+            Some(there) if is_made(there, kind, *mac) => Request::delete(link, there),
+            _ => return Ok(None),
+        },
+        LinkStep::Enslave {
+            port, master, to, ..
+        } => Request::enslave(port, there(port)?, there(master)?, *to),
+        LinkStep::Release {
+            port,
+            master,
+            was_up,
+            ..
+        } => match (found(port), found(master)) {
+            (Some(there), Some(master)) if is_port_of(there, master) => {
+                Request::release(port, there, *was_up)
+            }
             _ => return Ok(None),
         },
         LinkStep::SetMtu { link, mtu, .. } => Request::set_mtu(link, there(link)?, *mtu),

@@ -7,15 +7,18 @@
 pub mod dnsmasq;
 mod execute;
 mod links;
+mod moves;
 pub mod netlink;
 pub mod nft;
 mod schedule;
 pub mod sysctl;
 
+use std::collections::BTreeMap;
+
 use thiserror::Error;
 
 use super::journal::{Journal, RunDir, RunDirError};
-use super::plan::{Planned, Step, take_back};
+use super::plan::{Owner, Planned, Step, take_back};
 use crate::report::say;
 use crate::types::Name;
 use execute::Hands;
@@ -109,11 +112,7 @@ fn roll_back(
     let mut left = take_back_each(run_dir, netlink, &undo, "undo: ");
     let rest = new_teardown(before, &run_dir.journal);
     left.extend(take_back_each(run_dir, netlink, &rest, "undo: "));
-    // A network that was not there before is gone if all of its list is.
-    let journal = &mut run_dir.journal;
-    journal
-        .networks
-        .retain(|name, record| before.networks.contains_key(name) || !record.teardown.is_empty());
+    run_dir.journal.forget_the_gone();
     if let Err(error) = run_dir.save() {
         left.push(error.to_string());
     }
@@ -142,35 +141,20 @@ fn take_back_each(
 
 /// What `now` has to take back that `before` had not.
 fn new_teardown(before: &Journal, now: &Journal) -> Vec<Planned> {
-    let new = |old: &[Step], now: &[Step]| -> Vec<Step> {
-        now.iter()
+    let old: BTreeMap<Owner, &[Step]> = before.teardowns().collect();
+    let of_owner = |(owner, steps): (Owner, &[Step])| {
+        let old = old.get(&owner).copied().unwrap_or_default();
+        let new: Vec<Step> = steps
+            .iter()
             .filter(|step| !old.contains(step))
             .cloned()
-            .collect()
+            .collect();
+        Planned::all(&owner, take_back(&new))
     };
-    let of_networks = now.networks.iter().flat_map(|(name, record)| {
-        let old = before
-            .networks
-            .get(name)
-            .map_or(&[][..], |record| &record.teardown);
-        teardown_of(Some(name), &new(old, &record.teardown))
-    });
-    teardown_of(None, &new(&before.shared, &now.shared))
-        .into_iter()
-        .chain(of_networks)
-        .collect()
+    now.teardowns().flat_map(of_owner).collect()
 }
 
-fn teardown_of(network: Option<&Name>, teardown: &[Step]) -> Vec<Planned> {
-    let steps = take_back(teardown).into_iter();
-    let planned = steps.map(|step| Planned {
-        network: network.cloned(),
-        step,
-    });
-    planned.collect()
-}
-
-/// Takes back all that the journal has of `names`, and what networks share if none is left; goes on where a
+/// Takes back all that the journal has of `names`, and what networks share if none is left that needs it; goes on where a
 /// step fails. Gives the failures.
 ///
 /// # Errors
@@ -180,23 +164,35 @@ pub fn down(
     netlink: &Netlink,
     names: &[Name],
 ) -> Result<Vec<String>, RunDirError> {
-    let networks = &run_dir.journal.networks;
-    let records = names.iter().filter_map(|name| networks.get_key_value(name));
-    let steps: Vec<Planned> = records
-        .flat_map(|(name, record)| teardown_of(Some(name), &record.teardown))
-        .collect();
-    let mut failures = take_back_each(run_dir, netlink, &steps, "");
-    let failed = |record: &super::journal::Record| {
-        let of_failed = |step: &Step| steps.iter().any(|planned| planned.step == *step);
-        record.teardown.iter().any(of_failed)
+    let mut failures = Vec::new();
+    let of_names =
+        |owner: &Owner, _: &Journal| matches!(owner, Owner::Network(name) if names.contains(name));
+    let unused_links = |owner: &Owner, journal: &Journal| match owner {
+        Owner::Link(link) => !journal.networks.values().any(|it| it.links.contains(link)),
+        _ => false,
     };
-    let journal = &mut run_dir.journal;
-    journal
-        .networks
-        .retain(|name, record| !names.contains(name) || failed(record));
-    if journal.networks.is_empty() {
-        let steps = teardown_of(None, &journal.shared);
+    let host = |owner: &Owner, journal: &Journal| {
+        *owner == Owner::Host && journal.networks.is_empty() && journal.links.is_empty()
+    };
+    for meant in [
+        &of_names as &dyn Fn(&Owner, &Journal) -> bool,
+        &unused_links,
+        &host,
+    ] {
+        let journal = &run_dir.journal;
+        let owners: Vec<(Owner, Vec<Step>)> = journal
+            .teardowns()
+            .filter(|(owner, _)| meant(owner, journal))
+            .map(|(owner, steps)| (owner, take_back(steps)))
+            .collect();
+        let all = owners.iter().rev(); // a VLAN's link goes before the bond below it
+        let steps: Vec<Planned> = all
+            .flat_map(|(owner, steps)| Planned::all(owner, steps.clone()))
+            .collect();
         failures.extend(take_back_each(run_dir, netlink, &steps, ""));
+        for (owner, steps) in owners {
+            run_dir.journal.keep_only(&owner, &steps);
+        }
     }
     run_dir.save()?;
     Ok(failures)

@@ -15,17 +15,19 @@ use futures_util::future::join_all;
 use ipnet::IpNet;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{
-    BridgeStpState, InfoBridgePort, InfoKind, InfoPortData, InfoPortKind, LinkAttribute, LinkInfo,
-    LinkMessage, MacVtapMode,
+    BondMode as netlink_bond, BridgeStpState, InfoBridgePort, InfoKind, InfoPortData, InfoPortKind,
+    LinkAttribute, LinkInfo, LinkMessage, MacVtapMode,
 };
 use rtnetlink::{
-    AddressMessageBuilder, Handle, LinkBridge, LinkMacVtap, LinkMessageBuilder, LinkUnspec,
+    AddressMessageBuilder, Handle, LinkBond, LinkBridge, LinkMacVtap, LinkMessageBuilder,
+    LinkUnspec, LinkVlan,
 };
 use thiserror::Error;
 use tokio::runtime::Runtime;
 
-use crate::config::MacvtapMode;
-use crate::types::{IfName, MacAddr, Mtu};
+use crate::config::{BondMode, MacvtapMode};
+use crate::network::plan::{Kind, MIIMON, Master};
+use crate::types::{IfName, MacAddr, Mtu, VlanId};
 
 /// The kernel refused a change to a link or address, or could not be asked.
 #[derive(Debug, Error)]
@@ -85,13 +87,72 @@ impl Request {
         }
     }
 
-    /// Makes a bridge with address `mac`, spanning tree off, down.
-    pub fn add_bridge(name: &IfName, mac: MacAddr) -> Self {
-        let message = LinkMessageBuilder::<LinkBridge>::new(name.as_str())
-            .address(mac.octets().to_vec())
-            .stp_state(BridgeStpState::Disabled)
-            .build();
-        Self::add(format!("make bridge {name}"), message)
+    /// Makes a bridge, spanning tree off, down.
+    pub fn add_bridge(name: &IfName, mac: Option<MacAddr>) -> Self {
+        let builder = LinkMessageBuilder::<LinkBridge>::new(name.as_str())
+            .stp_state(BridgeStpState::Disabled);
+        Self::add(format!("make bridge {name}"), with_mac(builder, mac))
+    }
+
+    /// Makes a bond, down.
+    pub fn add_bond(name: &IfName, mac: Option<MacAddr>, mode: BondMode) -> Self {
+        let mode = match mode {
+            BondMode::ActiveBackup => netlink_bond::ActiveBackup,
+            BondMode::BalanceRr => netlink_bond::BalanceRr,
+            BondMode::BalanceXor => netlink_bond::BalanceXor,
+            BondMode::Broadcast => netlink_bond::Broadcast,
+            BondMode::Lacp => netlink_bond::Ieee8023Ad,
+            BondMode::BalanceTlb => netlink_bond::BalanceTlb,
+            BondMode::BalanceAlb => netlink_bond::BalanceAlb,
+        };
+        let builder = LinkBond::new(name.as_str()).mode(mode).miimon(MIIMON);
+        let doing = format!("make bond {name} (which needs the kernel's module bonding)");
+        Self::add(doing, with_mac(builder, mac))
+    }
+
+    /// Makes the link for VLAN `id` of `over`, down.
+    pub fn add_vlan(name: &IfName, over: &LinkMessage, id: VlanId) -> Self {
+        let message = LinkVlan::new(name.as_str(), over.header.index, id.get()).build();
+        let doing = format!("make VLAN link {name} (which needs the kernel's module 8021q)");
+        Self::add(doing, message)
+    }
+
+    /// Makes `link`, called `name`, a port of `master`; it is up then.
+    pub fn enslave(name: &IfName, link: &LinkMessage, master: &LinkMessage, to: Master) -> Self {
+        let index = link.header.index;
+        let master = master.header.index;
+        let alone = LinkUnspec::new_with_index(index);
+        let down = match to {
+            Master::Bridge => None,
+            Master::Bond => Some(LinkUnspec::new_with_index(index).down().build()),
+        };
+        let enslave = match to {
+            Master::Bridge => alone.controller(master).up().build(),
+            Master::Bond => alone.controller(master).build(), // which sets it up
+        };
+        Self::new(format!("make {name} a port"), |handle| async move {
+            if let Some(down) = down {
+                handle.link().set(down).execute().await?;
+            }
+            handle.link().set(enslave).execute().await
+        })
+    }
+
+    /// Makes `link`, called `name`, nobody's port.
+    pub fn release(name: &IfName, link: &LinkMessage, up: bool) -> Self {
+        let index = link.header.index;
+        let release = LinkUnspec::new_with_index(index).nocontroller().build();
+        // By itself: the release from a bond sets it down.
+        let state = LinkUnspec::new_with_index(index);
+        let state = if up { state.up() } else { state.down() };
+        let state = state.build();
+        Self::new(
+            format!("take {name} from its master"),
+            |handle| async move {
+                handle.link().set(release).execute().await?;
+                handle.link().set(state).execute().await
+            },
+        )
     }
 
     fn add(doing: String, message: LinkMessage) -> Self {
@@ -241,11 +302,6 @@ impl Netlink {
 
     fn do_one(&self, request: Request) -> Result<(), NetlinkError> {
         self.runtime.block_on(request.run(self.handle.clone()))
-    }
-
-    /// Whether `link` is a bridge with address `mac`.
-    pub fn is_bridge(link: &LinkMessage, mac: MacAddr) -> bool {
-        is_bridge(link) && has_mac(link, mac)
     }
 
     /// Every link by its name.
@@ -413,12 +469,34 @@ fn mtu_of(link: &LinkMessage) -> Option<u32> {
         })
 }
 
-fn is_bridge(link: &LinkMessage) -> bool {
-    let kind = |info: &LinkInfo| matches!(info, LinkInfo::Kind(InfoKind::Bridge));
-    link.attributes.iter().any(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => infos.iter().any(kind),
+fn with_mac<T>(builder: LinkMessageBuilder<T>, mac: Option<MacAddr>) -> LinkMessage {
+    match mac {
+        Some(mac) => builder.address(mac.octets().to_vec()).build(),
+        None => builder.build(),
+    }
+}
+
+/// Whether `link` is what it was made as.
+pub fn is_made(link: &LinkMessage, kind: &Kind, mac: Option<MacAddr>) -> bool {
+    let kind = match kind {
+        Kind::Bridge => InfoKind::Bridge,
+        Kind::Bond(_) => InfoKind::Bond,
+        Kind::Vlan { .. } => InfoKind::Vlan,
+    };
+    let info = |info: &LinkInfo| matches!(info, LinkInfo::Kind(is) if *is == kind);
+    let is_kind = link.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.iter().any(info),
         _ => false,
-    })
+    });
+    // A bond's address is that of its links in the end.
+    is_kind && mac.is_none_or(|mac| kind == InfoKind::Bond || has_mac(link, mac))
+}
+
+/// Whether `link` is a port of `master`.
+pub fn is_port_of(link: &LinkMessage, master: &LinkMessage) -> bool {
+    let index = master.header.index;
+    let is = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::Controller(it) if *it == index);
+    link.attributes.iter().any(is)
 }
 
 fn has_mac(link: &LinkMessage, mac: MacAddr) -> bool {

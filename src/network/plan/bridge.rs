@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use super::link_step::LinkStep;
+use super::link_step::{Kind, LinkStep};
 use super::step::Step;
 use super::{desired_mtu, dnsmasq, network_dir, rules, table_name};
 use crate::config::{Config, Network};
@@ -22,8 +22,9 @@ pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -
         steps.push(Step::MakeDir { dir });
     }
     if found.is_none() {
-        let (link, mac) = (name.clone(), bridge_mac(network));
-        steps.push(LinkStep::AddBridge { link, mac }.into());
+        let (link, mac) = (name.clone(), Some(bridge_mac(network)));
+        let kind = Kind::Bridge;
+        steps.push(LinkStep::Add { link, kind, mac }.into());
     }
     steps.extend(sysctls(network, &name, inventory));
     let mtu = desired_mtu(network);

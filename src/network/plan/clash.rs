@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use super::{bridge, lan, rules};
 use crate::config::{Config, Forward, Network, overlap};
-use crate::network::inventory::{Inventory, Link, Listener};
-use crate::types::{Family, Name};
+use crate::network::inventory::{Inventory, Listener};
+use crate::types::{Family, MacAddr, Name};
 
 /// Something on the host that a network can't be made beside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl std::error::Error for Clashes {}
 pub(super) fn clashes(config: &Config, networks: &[&Network], inventory: &Inventory) -> Vec<Clash> {
     let mut clashes = Vec::new();
     let strangers = strangers(config, inventory);
-    let own = networks.iter().filter(|network| !network.is_lan());
+    let own = networks.iter().filter(|network| network.has_own_bridge());
     let bridges: BTreeSet<String> = own
         .map(|network| network.own_bridge().to_string())
         .collect();
@@ -52,7 +52,7 @@ pub(super) fn clashes(config: &Config, networks: &[&Network], inventory: &Invent
             lan::clash(network, inventory)
         } else {
             no_ipv6(network, inventory)
-                .or_else(|| taken_name(network, inventory))
+                .or_else(|| taken_name(network, bridge::bridge_mac(network), inventory))
                 .or_else(|| taken_port(config, network, inventory, &strangers))
                 .or_else(|| {
                     // The chosen networks' own bridges may hold an old address until this plan is done.
@@ -116,22 +116,23 @@ fn taken_port(
     })
 }
 
-/// A link that has the bridge's name and is not the bridge ringtap made.
-fn taken_name(network: &Network, inventory: &Inventory) -> Option<(String, String)> {
+/// A link that has the bridge's name and is not the bridge ringtap made, which has address `mac`.
+pub(super) fn taken_name(
+    network: &Network,
+    mac: MacAddr,
+    inventory: &Inventory,
+) -> Option<(String, String)> {
     let name = network.own_bridge();
     let found = inventory.link(name.as_str())?;
     let held = inventory.networks.get(&network.name);
-    if held.is_some_and(|held| held.bridge) && is_bridge_of(network, found) {
+    let is_it = found.kind.as_deref() == Some("bridge") && found.mac == Some(mac);
+    if held.is_some_and(|held| held.bridge) && is_it {
         return None;
     }
     Some((
         format!("the host has a link `{name}` that this ringtap did not make"),
         format!("rename the network, or delete the link: ip link delete {name}"),
     ))
-}
-
-fn is_bridge_of(network: &Network, found: &Link) -> bool {
-    found.kind.as_deref() == Some("bridge") && found.mac == Some(bridge::bridge_mac(network))
 }
 
 /// An address or route of another link that shares addresses with the network.
@@ -149,7 +150,7 @@ fn taken_addresses(
             let cause = format!("{net} overlaps {address} on link `{}`", link.name);
             return Some((cause, remedy()));
         }
-        let mut routes = inventory.routes.iter();
+        let mut routes = inventory.routes.iter().filter(|route| !route.is_default());
         let route = routes
             .find(|route| !route.link.as_deref().is_some_and(ours) && overlap(net, route.to))?;
         let over = match &route.link {

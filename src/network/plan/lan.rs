@@ -1,61 +1,218 @@
-//! What a network on the LAN needs: the link that guests are attached to, which must be there, and nothing else.
+//! What a network on the LAN needs: a link that guests are attached to. An uplink of macvtaps or somebody else's bridge must
+//! be there; a bridge over an uplink is made, and what the host has on the uplink moves there.
 
-use super::network_dir;
+use super::link_step::{Kind, LinkStep, Master};
 use super::step::Step;
-use crate::config::{Mode, Network};
+use super::uplink::{heed_routers, take_over, without_ipv6};
+use super::{bridge, clash, network_dir, uplink};
+use crate::config::{LanBridge, Mode, Network, Uplink};
 use crate::network::inventory::{Inventory, Link};
+use crate::types::{IfName, MacAddr};
 
-/// The steps: a directory, by which guests show that they use the network.
+/// The steps: a directory, by which guests show that they use the network, and a bridge if it has one of its own.
 pub(super) fn steps(network: &Network, inventory: &Inventory) -> Vec<Step> {
     let held = inventory.networks.get(&network.name);
-    let dir = network_dir(&inventory.run_dir, &network.name);
-    match held.is_some_and(|held| held.dir) {
-        true => Vec::new(),
-        false => vec![Step::MakeDir { dir }],
+    let mut steps = Vec::new();
+    if !held.is_some_and(|held| held.dir) {
+        let dir = network_dir(&inventory.run_dir, &network.name);
+        steps.push(Step::MakeDir { dir });
+    }
+    if let Mode::Bridge {
+        bridge: LanBridge::Over { uplink, .. },
+    } = &network.mode
+    {
+        steps.extend(bridge_steps(network, uplink, inventory));
+    }
+    steps
+}
+
+/// The bridge is up before the uplink is its port, and has the uplink's address: nobody on the LAN sees a difference.
+fn bridge_steps(network: &Network, uplink: &Uplink, inventory: &Inventory) -> Vec<Step> {
+    let name = network.own_bridge();
+    let found = inventory.link(name.as_str());
+    let port = uplink.link();
+    let below = inventory.link(port.as_str());
+    let mut steps: Vec<Step> = Vec::new();
+    if found.is_none() {
+        let add = LinkStep::Add {
+            link: name.clone(),
+            kind: Kind::Bridge,
+            mac: Some(bridge_mac(network, uplink, inventory)),
+        };
+        steps.push(add.into());
+    }
+    steps.extend(match uplink.vlan {
+        Some(_) => without_ipv6(&name, inventory),
+        None => hardware(uplink, inventory)
+            .filter(|_| found.is_none())
+            .and_then(|below| heed_routers(&name, below, inventory)),
+    });
+    let was = found.map_or(super::DEFAULT_MTU, |link| link.mtu);
+    let mtu = hardware(uplink, inventory).map_or(was, |link| link.mtu);
+    if mtu != was {
+        let link = name.clone();
+        steps.push(LinkStep::SetMtu { link, mtu, was }.into());
+    }
+    if !found.is_some_and(|link| link.up) {
+        let link = name.clone();
+        steps.push(LinkStep::SetUp { link }.into());
+    }
+    if below.and_then(|below| below.master.as_deref()) != Some(name.as_str()) {
+        let enslave = LinkStep::Enslave {
+            port: port.clone(),
+            master: name.clone(),
+            to: Master::Bridge,
+            was_up: below.is_none_or(|below| below.up),
+        };
+        steps.push(enslave.into());
+    }
+    if uplink.vlan.is_none() {
+        steps.extend(take_over_below(uplink, &name, inventory));
+    }
+    steps
+}
+
+/// What the host has on the uplink; where that is a bond yet to be made, it has by then what its links have now.
+fn take_over_below(uplink: &Uplink, bridge: &IfName, inventory: &Inventory) -> Option<Step> {
+    let port = uplink.link();
+    if let Some(below) = inventory.link(port.as_str()) {
+        return take_over(below, &port, bridge, inventory);
+    }
+    let mut addresses = Vec::new();
+    let mut routes = Vec::new();
+    for link in uplink.hardware() {
+        if let Some(Step::MoveAddresses {
+            addresses: its,
+            routes: its_routes,
+            ..
+        }) = take_over(inventory.link(link.as_str())?, link, bridge, inventory)
+        {
+            addresses.extend(its);
+            routes.extend(its_routes);
+        }
+    }
+    (!addresses.is_empty() || !routes.is_empty()).then(|| Step::MoveAddresses {
+        from: port,
+        to: bridge.clone(),
+        addresses,
+        routes,
+    })
+}
+
+/// The link whose address and MTU the bridge takes: the uplink, or the first of those it is yet to be made of.
+fn hardware<'i>(uplink: &Uplink, inventory: &'i Inventory) -> Option<&'i Link> {
+    let base = uplink.base_link();
+    let first = || inventory.link(uplink.hardware().first()?.as_str());
+    inventory.link(base.as_str()).or_else(first)
+}
+
+fn bridge_mac(network: &Network, uplink: &Uplink, inventory: &Inventory) -> MacAddr {
+    let own = bridge::bridge_mac(network);
+    match uplink.vlan {
+        Some(_) => own,
+        None => hardware(uplink, inventory)
+            .and_then(|link| link.mac)
+            .unwrap_or(own),
     }
 }
 
 /// What stands in the way: cause and remedy.
 pub(super) fn clash(network: &Network, inventory: &Inventory) -> Option<(String, String)> {
-    let name = network.trunk();
     let held = inventory.networks.get(&network.name);
-    if held.is_some_and(|held| held.bridge) {
+    if held.is_some_and(|held| held.bridge) && !network.has_own_bridge() {
         let cause = "it is up with a bridge of its own".to_owned();
         return Some((cause, format!("run `ringtap down {}` first", network.name)));
     }
+    match &network.mode {
+        Mode::Bridge {
+            bridge: LanBridge::There(bridge),
+        } => no_bridge(bridge, inventory).or_else(|| large_mtu(network, bridge, inventory)),
+        Mode::Bridge {
+            bridge: LanBridge::Over { uplink, force },
+        } => {
+            let own = network.own_bridge();
+            uplink::clash(uplink, Some(&own), inventory)
+                .or_else(|| {
+                    let mac = bridge_mac(network, uplink, inventory);
+                    clash::taken_name(network, mac, inventory)
+                })
+                .or_else(|| unbridgeable(uplink, *force, inventory))
+                .or_else(|| large_mtu(network, uplink.hardware().first()?, inventory))
+        }
+        Mode::Macvtap { uplink, .. } => uplink::clash(uplink, None, inventory)
+            .or_else(|| large_mtu(network, uplink.hardware().first()?, inventory)),
+        _ => None,
+    }
+}
+
+fn large_mtu(network: &Network, below: &IfName, inventory: &Inventory) -> Option<(String, String)> {
+    let found = inventory.link(below.as_str())?;
+    let mtu = network.mtu.map(u32::from).filter(|mtu| *mtu > found.mtu)?;
+    let cause = format!("its MTU of {mtu} is above the {} of `{below}`", found.mtu);
+    Some((cause, "lower it, or raise the link's".to_owned()))
+}
+
+fn no_bridge(name: &IfName, inventory: &Inventory) -> Option<(String, String)> {
     let Some(found) = inventory.link(name.as_str()) else {
         let cause = format!("the host has no link `{name}`");
-        let remedy = "make it (ip link add, or the distribution's way), or name another".to_owned();
-        return Some((cause, remedy));
+        let remedy = "make it (ip link add, or the distribution's way), or name another";
+        return Some((cause, remedy.to_owned()));
     };
-    unfit(network, found).or_else(|| {
-        let mtu = network.mtu.map(u32::from);
-        mtu.filter(|mtu| *mtu > found.mtu).map(|mtu| {
-            let cause = format!("its MTU of {mtu} is above the {} of `{name}`", found.mtu);
-            (cause, "lower it, or raise the link's".to_owned())
+    if found.kind.as_deref() == Some("bridge") {
+        return None;
+    }
+    let remedy = match &found.master {
+        Some(master) => format!("name `{master}`, which it is a port of"),
+        None => format!("name a bridge, or write uplink = \"{name}\" to have one made over it"),
+    };
+    Some((format!("`{name}` is no bridge"), remedy))
+}
+
+/// Why an uplink had better not be bridged.
+fn unbridgeable(uplink: &Uplink, force: bool, inventory: &Inventory) -> Option<(String, String)> {
+    let links = uplink.hardware().iter();
+    let mut found = links.filter_map(|link| inventory.link(link.as_str()));
+    found.find_map(|link| {
+        let name = &link.name;
+        if link.kind.as_deref() == Some("bridge") {
+            let cause = format!("`{name}` is a bridge itself");
+            return Some((cause, format!("write bridge = \"{name}\" instead of uplink")));
+        }
+        if link.wireless {
+            let cause = format!("`{name}` is wireless: its access point takes the host's address alone");
+            return Some((cause, "use mode = \"nat\" or \"routed\"".to_owned()));
+        }
+        if force || uplink.vlan.is_some() {
+            return None;
+        }
+        if let Some(why) = takes_one_mac(link, inventory) {
+            let cause = format!("{why}: many a provider cuts off hosts that show other MAC addresses than their own");
+            let remedy = "use mode = \"routed\", or write force = true if it takes them";
+            return Some((cause, remedy.to_owned()));
+        }
+        link.leased.then(|| {
+            let cause = format!("a DHCP client looks after the address of `{name}`, and can't on a port of a bridge");
+            let remedy = "give the host a fixed address, or make the bridge in the distribution's way and write \
+                          bridge = \"br0\", or force = true if the address stays for good";
+            (cause, remedy.to_owned())
         })
     })
 }
 
-/// Why NICs can't be attached to the link that is there.
-fn unfit(network: &Network, found: &Link) -> Option<(String, String)> {
-    let name = &found.name;
-    match (&network.mode, &found.master) {
-        (Mode::Bridge { .. }, _) if found.kind.as_deref() != Some("bridge") => {
-            let remedy = match &found.master {
-                Some(master) => format!("name `{master}`, which it is a port of"),
-                None => "name a bridge".to_owned(),
-            };
-            Some((format!("`{name}` is no bridge"), remedy))
-        }
-        (Mode::Macvtap { .. }, Some(master)) => Some((
-            format!("`{name}` is a port of `{master}`, which gets its frames"),
-            format!("use mode = \"bridge\" with bridge = \"{master}\", or name another link"),
-        )),
-        (Mode::Macvtap { .. }, None) if name == "lo" => Some((
-            "the loopback link has no peers".to_owned(),
-            "name another link".to_owned(),
-        )),
-        _ => None,
+/// Signs of a host that is alone on its cable, as hosters have them.
+fn takes_one_mac(link: &Link, inventory: &Inventory) -> Option<String> {
+    let name = &link.name;
+    if let Some(alone) = link.addresses.iter().find(|net| net.prefix_len() == 32) {
+        return Some(format!(
+            "`{name}` has the address {alone}, on a subnet of its own"
+        ));
     }
+    let mut defaults = inventory.routes.iter().filter(|route| route.is_default());
+    let outside = defaults.find_map(|route| {
+        let via = route.via.filter(|via| via.is_ipv4())?;
+        let over = route.link.as_deref() == Some(name.as_str());
+        let within = link.addresses.iter().any(|net| net.contains(&via));
+        (over && !within).then_some(via)
+    });
+    outside.map(|via| format!("the gateway {via} is outside of the subnets of `{name}`"))
 }

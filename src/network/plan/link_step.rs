@@ -5,25 +5,55 @@ use std::fmt;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{IfName, MacAddr};
+use crate::config::BondMode;
+use crate::types::{IfName, MacAddr, VlanId};
+
+/// How often the links of a bond are asked for their carrier, in milliseconds (bonding.rst recommends it).
+pub const MIIMON: u32 = 100;
 
 /// One change to a link or to what belongs to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
 pub enum LinkStep {
-    /// Make a bridge.
-    AddBridge {
+    /// Make a link.
+    Add {
         /// Its name.
         link: IfName,
-        /// Its own address, so that it does not change with its ports.
-        mac: MacAddr,
+        /// What it is.
+        kind: Kind,
+        /// Its own address; the kernel's choice where there is none.
+        mac: Option<MacAddr>,
     },
-    /// Delete a bridge that [`Step::AddBridge`] made; a link with another address is left alone.
-    DeleteBridge {
+    /// Delete a link that [`LinkStep::Add`] made; one of another kind or address is left alone.
+    Delete {
         /// Its name.
         link: IfName,
+        /// What it was made as.
+        kind: Kind,
         /// The address it was made with.
-        mac: MacAddr,
+        mac: Option<MacAddr>,
+    },
+    /// Make a link a port of a bridge or bond; it is up then.
+    Enslave {
+        /// The link.
+        port: IfName,
+        /// The bridge or bond.
+        master: IfName,
+        /// Which of them.
+        to: Master,
+        /// Whether it was up before.
+        was_up: bool,
+    },
+    /// Undo [`LinkStep::Enslave`]; a port of another one is left alone.
+    Release {
+        /// The link.
+        port: IfName,
+        /// The bridge or bond.
+        master: IfName,
+        /// Which of them.
+        to: Master,
+        /// Whether it is to be up.
+        was_up: bool,
     },
     /// Set a link's MTU.
     SetMtu {
@@ -60,11 +90,49 @@ pub enum LinkStep {
     },
 }
 
+/// A kind of link that ringtap makes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A bridge, without spanning tree.
+    Bridge,
+    /// A bond.
+    Bond(BondMode),
+    /// A VLAN of another link.
+    Vlan {
+        /// The other link.
+        link: IfName,
+        /// The VLAN.
+        id: VlanId,
+    },
+}
+
+/// What a port is one of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Master {
+    /// A bridge.
+    Bridge,
+    /// A bond, which takes links that are down, and sets them up.
+    Bond,
+}
+
 impl LinkStep {
     /// The step that takes this one back, where a later one of the same `up` fails.
     pub fn undo(&self) -> Option<Self> {
         let step = match self.clone() {
-            Self::AddBridge { link, mac } => Self::DeleteBridge { link, mac },
+            Self::Add { link, kind, mac } => Self::Delete { link, kind, mac },
+            Self::Enslave {
+                port,
+                master,
+                to,
+                was_up,
+            } => Self::Release {
+                port,
+                master,
+                to,
+                was_up,
+            },
             Self::SetMtu { link, mtu, was } => Self::SetMtu {
                 link,
                 mtu: was,
@@ -74,8 +142,8 @@ impl LinkStep {
             Self::SetDown { link } => Self::SetUp { link },
             Self::AddAddress { link, address } => Self::DeleteAddress { link, address },
             Self::DeleteAddress { link, address } => Self::AddAddress { link, address },
-            // A step of `down` only: it goes on where one fails, and never back.
-            Self::DeleteBridge { .. } => return None,
+            // Steps of `down` only: it goes on where one fails, and never back.
+            Self::Delete { .. } | Self::Release { .. } => return None,
         };
         Some(step)
     }
@@ -83,7 +151,7 @@ impl LinkStep {
     /// What `down` must do because of this step.
     pub fn teardown(&self) -> Option<Self> {
         match self {
-            Self::AddBridge { .. } | Self::AddAddress { .. } => self.undo(),
+            Self::Add { .. } | Self::Enslave { .. } | Self::AddAddress { .. } => self.undo(),
             _ => None,
         }
     }
@@ -92,13 +160,44 @@ impl LinkStep {
 impl fmt::Display for LinkStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AddBridge { link, mac } => {
-                write!(
-                    f,
-                    "ip link add {link} address {mac} type bridge stp_state 0"
-                )
+            Self::Add { link, kind, mac } => {
+                f.write_str("ip link add ")?;
+                if let Kind::Vlan { link: over, .. } = kind {
+                    write!(f, "link {over} name ")?;
+                }
+                write!(f, "{link}")?;
+                if let Some(mac) = mac {
+                    write!(f, " address {mac}")?;
+                }
+                match kind {
+                    Kind::Bridge => f.write_str(" type bridge stp_state 0"),
+                    Kind::Bond(mode) => {
+                        write!(f, " type bond mode {} miimon {MIIMON}", mode.name())
+                    }
+                    Kind::Vlan { id, .. } => write!(f, " type vlan id {id}"),
+                }
             }
-            Self::DeleteBridge { link, .. } => write!(f, "ip link delete {link}"),
+            Self::Delete { link, .. } => write!(f, "ip link delete {link}"),
+            Self::Enslave {
+                port,
+                master,
+                to,
+                was_up,
+            } => match (to, was_up) {
+                (Master::Bridge, true) => write!(f, "ip link set {port} master {master}"),
+                (Master::Bridge, false) => write!(f, "ip link set {port} up master {master}"),
+                (Master::Bond, true) => {
+                    write!(
+                        f,
+                        "ip link set {port} down\nip link set {port} master {master}"
+                    )
+                }
+                (Master::Bond, false) => write!(f, "ip link set {port} master {master}"),
+            },
+            Self::Release { port, was_up, .. } => {
+                let state = if *was_up { "up" } else { "down" };
+                write!(f, "ip link set {port} nomaster {state}")
+            }
             Self::SetMtu { link, mtu, .. } => write!(f, "ip link set {link} mtu {mtu}"),
             Self::SetUp { link } => write!(f, "ip link set {link} up"),
             Self::SetDown { link } => write!(f, "ip link set {link} down"),

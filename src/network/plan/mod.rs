@@ -12,8 +12,10 @@ mod lan;
 mod link_step;
 mod rules;
 mod step;
+mod uplink;
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -22,27 +24,59 @@ use super::inventory::Inventory;
 use crate::config::{Config, Network};
 use crate::types::{IfName, Name};
 pub use clash::Clashes;
-pub use link_step::LinkStep;
+pub use link_step::{Kind, LinkStep, MIIMON, Master};
 pub use step::{Step, conf_option, files, replace_script};
 
 /// The kernel's MTU for a link that is told none, in bytes.
 const DEFAULT_MTU: u32 = 1500;
 
+/// What a step is done for, and is taken back with.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Owner {
+    /// All networks: it goes with the last of them.
+    Host,
+    /// A link that ringtap makes for networks to share: it goes with the last that leaves by it.
+    Link(IfName),
+    /// A network.
+    Network(Name),
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.write_str("the host"),
+            Self::Link(name) => write!(f, "link {name}"),
+            Self::Network(name) => write!(f, "network {name}"),
+        }
+    }
+}
+
 /// A step and what it is for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Planned {
-    /// The network; none where several share what the step makes.
-    pub network: Option<Name>,
+    /// What it is for.
+    #[serde(rename = "for")]
+    pub owner: Owner,
     /// The step.
     #[serde(flatten)]
     pub step: Step,
 }
 
 impl Planned {
-    /// The step that takes it back, for the same network.
+    /// `steps` for `owner`.
+    pub fn all(owner: &Owner, steps: impl IntoIterator<Item = Step>) -> Vec<Self> {
+        let planned = |step| Self {
+            owner: owner.clone(),
+            step,
+        };
+        steps.into_iter().map(planned).collect()
+    }
+
+    /// The step that takes it back, for the same owner.
     pub fn undo(&self) -> Option<Self> {
         Some(Self {
-            network: self.network.clone(),
+            owner: self.owner.clone(),
             step: self.step.undo()?,
         })
     }
@@ -65,41 +99,38 @@ pub fn plan(
     if !clashes.is_empty() {
         return Err(Clashes(clashes));
     }
-    let of_networks = networks.iter().flat_map(|network| {
-        let steps = match network.is_lan() {
-            true => lan::steps(network, inventory),
-            false => bridge::steps(config, network, inventory),
-        };
-        let name = network.name.clone();
-        steps.into_iter().map(move |step| Planned {
-            network: Some(name.clone()),
-            step,
-        })
-    });
+    let (on_lan, routed): (Vec<&Network>, Vec<&Network>) =
+        networks.iter().partition(|network| network.is_lan());
+    let mut planned = uplink::steps(&on_lan, inventory);
+    for network in &on_lan {
+        let steps = lan::steps(network, inventory);
+        planned.extend(Planned::all(&Owner::Network(network.name.clone()), steps));
+    }
+    for network in &routed {
+        let steps = bridge::steps(config, network, inventory);
+        planned.extend(Planned::all(&Owner::Network(network.name.clone()), steps));
+    }
     let shared = forwarding::steps(config, &networks, inventory);
-    let shared = shared.into_iter().map(|step| Planned {
-        network: None,
-        step,
-    });
-    Ok(of_networks.chain(shared).collect())
+    planned.extend(Planned::all(&Owner::Host, shared));
+    Ok(planned)
 }
 
 /// What undoes `teardown`, the list of what must be taken back in the order in which it came about.
 ///
-/// Backwards, and without the addresses and sysctls of bridges that go anyway.
+/// Backwards, and without the addresses and sysctls of links that go anyway.
 pub fn take_back(teardown: &[Step]) -> Vec<Step> {
-    let bridges: Vec<&IfName> = teardown
+    let links: Vec<&IfName> = teardown
         .iter()
         .filter_map(|step| match step {
-            Step::Link(LinkStep::DeleteBridge { link, .. }) => Some(link),
+            Step::Link(LinkStep::Delete { link, .. }) => Some(link),
             _ => None,
         })
         .collect();
     let goes_anyway = |step: &&Step| match step {
-        Step::Link(LinkStep::DeleteAddress { link, .. }) => bridges.contains(&link),
-        Step::SetSysctl { key, .. } => bridges
+        Step::Link(LinkStep::DeleteAddress { link, .. }) => links.contains(&link),
+        Step::SetSysctl { key, .. } => links
             .iter()
-            .any(|link| key.contains(&format!(".conf.{link}."))),
+            .any(|link| key.contains(&format!(".conf.{}.", link.as_str().replace('.', "/")))),
         _ => false,
     };
     let left = teardown.iter().rev().filter(|step| !goes_anyway(step));

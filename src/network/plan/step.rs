@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::link_step::LinkStep;
-use crate::network::inventory::{DnsmasqFiles, forwarding_key};
-use crate::types::Family;
+use crate::network::inventory::{DnsmasqFiles, Route, forwarding_key};
+use crate::types::{Family, IfName};
 
 /// One change to the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +92,17 @@ pub enum Step {
         /// The network's directory.
         dir: PathBuf,
     },
+    /// Move the addresses and routes of one link to another.
+    MoveAddresses {
+        /// The link that has them.
+        from: IfName,
+        /// The link that gets them.
+        to: IfName,
+        /// The addresses, as far as they are known before: all there are move.
+        addresses: Vec<IpNet>,
+        /// The routes, likewise.
+        routes: Vec<Route>,
+    },
     /// Change a link or what belongs to it.
     #[serde(untagged)]
     Link(LinkStep),
@@ -130,6 +142,17 @@ impl Step {
             },
             Step::EnableForwarding { family, before } => Step::RestoreForwarding { family, before },
             Step::MakeDir { dir } => Step::RemoveDir { dir },
+            Step::MoveAddresses {
+                from,
+                to,
+                addresses,
+                routes,
+            } => Step::MoveAddresses {
+                from: to,
+                to: from,
+                addresses,
+                routes,
+            },
             Step::StartDnsmasq { dir, .. } => Step::StopDnsmasq { dir, was: None },
             Step::ReloadDnsmasq { dir, files, was } => Step::ReloadDnsmasq {
                 dir,
@@ -156,7 +179,9 @@ impl Step {
         match self.clone() {
             Step::Link(step) => step.teardown().into_iter().map(Step::Link).collect(),
             Step::ReplaceTable { table, .. } => vec![Step::DeleteTable { table, was: None }],
-            Step::SetSysctl { .. } => self.undo().into_iter().collect(),
+            Step::SetSysctl { .. } | Step::MoveAddresses { .. } => {
+                self.undo().into_iter().collect()
+            }
             Step::EnableForwarding { family, before } => {
                 vec![Step::RestoreForwarding { family, before }]
             }
@@ -182,6 +207,14 @@ impl Step {
                 Step::RestoreForwarding { family, .. },
                 Step::RestoreForwarding { family: other, .. },
             ) => family == other,
+            (
+                Step::MoveAddresses { from, to, .. },
+                Step::MoveAddresses {
+                    from: other_from,
+                    to: other_to,
+                    ..
+                },
+            ) => (from, to) == (other_from, other_to),
             _ => false,
         }
     }
@@ -195,6 +228,7 @@ impl Step {
             Step::RestoreForwarding { family, before } => {
                 restore(*family, before).replace('\n', "; ")
             }
+            Step::MoveAddresses { .. } | Step::Link(_) => self.to_string().replace('\n', "; "),
             _ => self.to_string(),
         }
     }
@@ -228,6 +262,22 @@ pub fn conf_option(dir: &Path) -> String {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Step::MoveAddresses {
+                from,
+                to,
+                addresses,
+                routes,
+            } => {
+                let give = addresses
+                    .iter()
+                    .map(|net| format!("ip address add {net} dev {to}"));
+                let lead = routes.iter().map(|route| append(route, to));
+                let take = addresses
+                    .iter()
+                    .map(|net| format!("ip address delete {net} dev {from}"));
+                let lines: Vec<String> = give.chain(lead).chain(take).collect();
+                f.write_str(&lines.join("\n"))
+            }
             Step::Link(step) => step.fmt(f),
             Step::ReplaceTable { table, rules, .. } => {
                 let script = replace_script(table, rules);
@@ -271,6 +321,18 @@ pub fn replace_script(table: &str, rules: &str) -> String {
 fn write_file(f: &mut fmt::Formatter<'_>, dir: &Path, name: &str, text: &str) -> fmt::Result {
     let path = dir.join(name);
     writeln!(f, "cat > {} <<'EOF'\n{text}EOF", path.display())
+}
+
+fn append(route: &Route, link: &IfName) -> String {
+    let to = match route.is_default() {
+        true => "default".to_owned(),
+        false => route.to.to_string(),
+    };
+    let via = route.via.map(|via| format!(" via {via}"));
+    format!(
+        "ip route replace {to}{} dev {link}",
+        via.unwrap_or_default()
+    )
 }
 
 fn start(dir: &Path) -> String {
