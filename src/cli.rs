@@ -24,7 +24,12 @@ pub enum Command {
     /// Print what `up` would do, as commands, and change nothing
     Plan(ReportArgs),
     /// Bring networks up; a second time changes nothing
-    Up(NetworkArgs),
+    Up(UpArgs),
+    /// Keep what an `up` has changed that is taken back otherwise
+    Confirm(ConfirmArgs),
+    /// Wait, and take back what was not confirmed; `up` starts it
+    #[command(hide = true)]
+    TakeBackUnconfirmed(GuardArgs),
     /// Take back what `up` did
     Down(NetworkArgs),
     /// Show networks as they are and as the file wants them; exit code 1 where they differ
@@ -45,11 +50,46 @@ pub struct HostArgs {
     pub config: PathBuf,
 
     /// Where state, sockets and logs are kept; one directory is one (pretend) host
-    #[arg(long, value_name = "DIR", default_value = "/run/ringtap")]
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
     pub run_dir: PathBuf,
 }
 
-/// Arguments of `up` and `down`.
+/// Arguments of `up`.
+#[derive(Debug, Clone, Args)]
+pub struct UpArgs {
+    /// Networks, file and run directory.
+    #[command(flatten)]
+    pub network: NetworkArgs,
+
+    /// Take all of it back unless `ringtap confirm` comes within so many seconds; 0 for never [default: 60 where the link
+    /// moves by which your SSH session comes, else 0]
+    #[arg(long, value_name = "SECONDS")]
+    pub confirm: Option<u32>,
+}
+
+/// Arguments of `confirm`.
+#[derive(Debug, Clone, Args)]
+pub struct ConfirmArgs {
+    /// The run directory of that `up`
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
+    pub run_dir: PathBuf,
+}
+
+/// Arguments of `take-back-unconfirmed`.
+#[derive(Debug, Clone, Args)]
+pub struct GuardArgs {
+    /// How long to wait, in seconds
+    pub seconds: u32,
+
+    /// The run directory
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: PathBuf,
+}
+
+/// Where state is kept unless the person says otherwise.
+const RUN_DIR: &str = "/run/ringtap";
+
+/// Arguments of `down`, and a part of others'.
 #[derive(Debug, Clone, Args)]
 pub struct NetworkArgs {
     /// File and run directory.

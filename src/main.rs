@@ -29,6 +29,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Backend(command) => backend::run(&command)?,
         Command::Plan(args) => network::plan(&args)?,
         Command::Up(args) => network::up(&args)?,
+        Command::Confirm(args) => network::confirm(&args)?,
+        Command::TakeBackUnconfirmed(args) => network::take_back_unconfirmed(&args)?,
         Command::Down(args) => network::down(&args)?,
         Command::Status(args) => return Ok(guest::status(&args)?),
         Command::Reach(args) => network::reach(&args)?,

@@ -220,7 +220,8 @@ impl Process {
             .or_else(|| all_pids().find_map(|pid| Self::hold(pid, word)))
     }
 
-    fn hold(pid: u32, word: &str) -> Option<Self> {
+    /// Process `pid`, if it has `word` among its arguments.
+    pub fn hold(pid: u32, word: &str) -> Option<Self> {
         let raw = Pid::from_raw(i32::try_from(pid).ok()?)?;
         let pidfd = pidfd_open(raw, PidfdFlags::empty()).ok()?;
         // Of a process that has ended but is not waited for yet, the command line is empty.

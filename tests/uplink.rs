@@ -3,12 +3,13 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use support::host::Host;
+use support::host::{Host, Said};
 use support::netns::{Netns, until};
 
 const LAN: &str = "[networks.lan]\nmode = \"bridge\"\nuplink = \"up0\"\n";
@@ -151,4 +152,114 @@ fn the_uplinks_addresses_and_routes_move_to_the_bridge_and_back_under_a_connecti
     assert!(longest < Duration::from_millis(200), "{longest:?}");
     host.is_as(&before);
     assert_eq!(own(&routes), own(&world.routes()));
+}
+
+/// A `ringtap up` that must be confirmed within so many seconds.
+fn up(world: &World, seconds: &str) -> String {
+    let words = ["up", "--confirm", seconds];
+    let said = world.host.ringtap(&words).succeeded();
+    assert!(said.contains("run `ringtap confirm"), "{said}");
+    said
+}
+
+fn confirm(world: &World) -> Said {
+    let run_dir = format!("--run-dir={}", world.host.run_dir().display());
+    world.host.ringtap_with(&["confirm", &run_dir])
+}
+
+fn is_bridged(world: &World) -> bool {
+    world.host.netns.run("ip link").contains("rt-lan")
+}
+
+#[test]
+fn what_is_not_confirmed_is_taken_back_under_a_connection() {
+    let world = World::new(LAN);
+    let before = world.host.everything();
+    let mut typist = Typist::start(&world);
+    let typing = thread::spawn(move || typist.type_for(Duration::from_secs(5)));
+    up(&world, "2");
+    assert!(is_bridged(&world));
+    let status = world.host.ringtap(&["status"]).succeeded();
+    assert!(
+        status.contains("unless `ringtap confirm` comes"),
+        "{status}"
+    );
+    world
+        .host
+        .ringtap(&["up"])
+        .failed(1, &["ringtap confirm", "wait"]);
+    until("the way back", || !is_bridged(&world));
+    until("the end of who did it", || {
+        world.host.netns.pids().is_empty()
+    });
+    world.host.is_as(&before);
+    assert!(typing.join().unwrap() < Duration::from_secs(1));
+    confirm(&world).failed(1, &["nothing waits"]);
+}
+
+#[test]
+fn what_is_not_confirmed_is_taken_back_though_up_was_killed() {
+    let world = World::new(LAN);
+    let before = world.host.everything();
+    let said = world.host.ringtap(&["up"]).succeeded();
+    let steps = said.lines().count() - 1; // the last says that it is verified
+    world.host.ringtap(&["down"]).succeeded();
+    world.host.is_as(&before);
+    for step in 0..steps {
+        let mut command = world.host.command(&["up", "--confirm", "1"]);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let killed = (0..=step).all(|_| lines.next().is_some());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(killed, "it was done before step {step}");
+        until("the end of who takes it back", || {
+            world.host.netns.pids().is_empty()
+        });
+        world.host.is_as(&before);
+    }
+}
+
+#[test]
+fn what_is_confirmed_stays() {
+    let world = World::new(LAN);
+    let before = world.host.everything();
+    up(&world, "1");
+    assert_eq!(confirm(&world).succeeded().trim(), "confirmed");
+    until("the end of who would have taken it back", || {
+        world.host.netns.pids().is_empty()
+    });
+    assert!(is_bridged(&world));
+    world.host.ringtap(&["status"]).succeeded();
+    confirm(&world).failed(1, &["nothing waits"]);
+    world.host.ringtap(&["down"]).succeeded();
+    world.host.is_as(&before);
+}
+
+#[test]
+fn who_comes_by_the_uplink_must_confirm_and_others_need_not() {
+    let world = World::new(LAN);
+    let before = world.host.everything();
+    let up_from = |peer: &str| {
+        let session = format!("SSH_CONNECTION={peer} 50000 198.51.100.2 22");
+        // As sudo does, what is started has another environment.
+        let script = "env -u SSH_CONNECTION \"$@\"; exit $?";
+        let by = ["env", &session, "sh", "-c", script, "sh"];
+        world.host.ringtap_by(&by, &["up"]).succeeded()
+    };
+    for peer in ["198.51.100.1", "8.8.8.8", "2001:db8::1"] {
+        let said = up_from(peer);
+        assert!(said.contains("within 60 s"), "{peer}: {said}");
+        world.host.ringtap(&["down"]).succeeded();
+        world.host.is_as(&before);
+    }
+    world
+        .host
+        .netns
+        .run("ip link add other type veth peer name peer");
+    world.host.netns.run("ip address add 10.9.9.1/24 dev other");
+    world.host.netns.run("ip link set other up");
+    let said = up_from("10.9.9.2");
+    assert!(!said.contains("confirm"), "{said}");
+    world.host.ringtap(&["down"]).succeeded();
 }

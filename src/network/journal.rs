@@ -17,6 +17,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::confirm;
 use super::plan::{Kind, LinkStep, Owner, Planned, Step};
 use crate::types::{IfName, Name};
 
@@ -38,6 +39,22 @@ pub struct Journal {
     pub links: BTreeMap<IfName, Vec<Step>>,
     /// What goes with each network.
     pub networks: BTreeMap<Name, Record>,
+    /// What is taken back unless it is confirmed.
+    #[serde(default)]
+    pub pending: Option<Pending>,
+}
+
+/// Steps that wait to be confirmed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// The journal before the first of them.
+    pub before: Box<Journal>,
+    /// The steps, done or not.
+    pub steps: Vec<Planned>,
+    /// When they are taken back, in seconds since this boot.
+    pub deadline: u64,
+    /// The process that does so.
+    pub guard: u32,
 }
 
 /// What ringtap has made for a network.
@@ -118,7 +135,8 @@ impl Journal {
 
     /// Whether there is nothing to take back.
     pub fn is_empty(&self) -> bool {
-        self.networks.is_empty() && self.links.is_empty() && self.shared.is_empty()
+        let nothing_made = self.networks.is_empty() && self.links.is_empty();
+        nothing_made && self.shared.is_empty() && self.pending.is_none()
     }
 
     /// Notes that network `name`, which is about to come up, leaves by `links`.
@@ -249,6 +267,7 @@ impl RunDir {
         remove(NETWORKS, |path| fs::remove_dir(path))?;
         remove(&temporary(JOURNAL), |path| fs::remove_file(path))?;
         remove(JOURNAL, |path| fs::remove_file(path))?;
+        remove(confirm::LOG, |path| fs::remove_file(path))?;
         remove(LOCK, |path| fs::remove_file(path))?;
         if self.journal.made_run_dir {
             // Others, guests among them, may have files here: then it stays.

@@ -37,7 +37,7 @@ pub struct Lease {
 pub fn leases(args: &ReportArgs) -> Result<(), Error> {
     let host = &args.network.host;
     let chosen = Config::load(&host.config)?.chosen(&args.network.names)?;
-    let run_dir = run_dir_path(host)?;
+    let run_dir = run_dir_path(&host.run_dir)?;
     let mut all = Vec::new();
     for name in &chosen {
         all.append(&mut of_network(&run_dir, name)?);

@@ -14,6 +14,7 @@
 //! changed since. The host is touched under [`apply`] and nowhere else.
 
 pub mod apply;
+mod confirm;
 pub mod inventory;
 pub mod journal;
 mod leases;
@@ -35,7 +36,7 @@ use std::path::{Path, PathBuf, absolute};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::cli::{HostArgs, NetworkArgs, ReportArgs};
+use crate::cli::{HostArgs, NetworkArgs, ReportArgs, UpArgs};
 use crate::config::{Config, Problems, Uplink};
 use crate::programs::{DNSMASQ, NFT, ToolError, require};
 use crate::report::{print_json, say};
@@ -47,6 +48,7 @@ use journal::{Journal, Record, RunDir, RunDirError};
 use observe::{ObserveError, observe};
 use plan::{Clashes, Planned};
 
+pub use confirm::{confirm, take_back_unconfirmed};
 pub use leases::leases;
 pub use plug::{Plugged, plug};
 pub use reach::reach;
@@ -127,6 +129,23 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// What an earlier `up` did is not confirmed yet.
+    #[error(
+        "what the last `ringtap up` changed is taken back in {seconds} s; run `ringtap confirm` to keep it, or wait"
+    )]
+    Unconfirmed {
+        /// How many are left.
+        seconds: u64,
+    },
+    /// There is no such thing.
+    #[error("nothing waits to be confirmed (or it was taken back already: see `ringtap status`)")]
+    NothingToConfirm,
+    /// A guest's network would move the way of the person's session.
+    #[error(
+        "a network of this guest moves the link that your SSH session comes by; bring it up with `ringtap up` first, \
+         which takes it back unless you confirm it"
+    )]
+    MovesOwnWay,
     /// Some of it could not be taken back.
     #[error("not all could be taken back; run `ringtap down` again once this is mended:\n{0}")]
     Down(String),
@@ -174,11 +193,15 @@ pub fn script(steps: &[Planned]) -> String {
 ///
 /// # Errors
 /// Something stands in the way, or a step failed: then what had been done is taken back.
-pub fn up(args: &NetworkArgs) -> Result<(), Error> {
-    let config = Config::load(&args.host.config)?;
-    let chosen = config.chosen(&args.names)?;
-    with_run_dir(&args.host, |run_dir, netlink| {
-        make_so(run_dir, netlink, &config, &chosen)?;
+pub fn up(args: &UpArgs) -> Result<(), Error> {
+    let NetworkArgs { host, names } = &args.network;
+    let config = Config::load(&host.config)?;
+    let chosen = config.chosen(names)?;
+    with_run_dir(host, |run_dir, netlink| {
+        let seconds = |steps: &[Planned], inventory: &Inventory| {
+            Ok(confirm::seconds(args.confirm, steps, inventory))
+        };
+        make_so(run_dir, netlink, &config, &chosen, seconds)?;
         for record in records_of(&mut run_dir.journal, &chosen) {
             record.for_guests = false;
         }
@@ -194,7 +217,7 @@ fn with_run_dir<T>(
     require_privilege()?;
     require(NFT)?;
     require(DNSMASQ)?;
-    let path = run_dir_path(host)?;
+    let path = run_dir_path(&host.run_dir)?;
     require_open(&path)?;
     let netlink = Netlink::open()?;
     let mut run_dir = RunDir::lock(&path)?;
@@ -213,38 +236,46 @@ fn records_of<'j>(
     networks.filter_map(|(name, record)| names.contains(name).then_some(record))
 }
 
+/// Brings networks up, and has the person confirm it within as many seconds as `seconds` makes of the steps.
 fn make_so(
     run_dir: &mut RunDir,
     netlink: &Netlink,
     config: &Config,
     names: &BTreeSet<Name>,
+    seconds: impl FnOnce(&[Planned], &Inventory) -> Result<Option<u32>, Error>,
 ) -> Result<(), Error> {
-    let steps = left_to_do(run_dir, netlink, config, names)?;
+    if let Some(seconds) = confirm::seconds_left(&run_dir.journal) {
+        return Err(Error::Unconfirmed { seconds });
+    }
+    let inventory = observe(netlink, run_dir.path(), &run_dir.journal)?;
+    let steps = plan::plan(config, names, &inventory)?;
     if steps.is_empty() {
         say(format_args!("nothing to do: {} up", list(names)));
         return Ok(());
+    }
+    let seconds = seconds(&steps, &inventory)?;
+    if let Some(seconds) = seconds {
+        confirm::guard(run_dir, &steps, seconds)?;
     }
     for network in names.iter().filter_map(|name| config.networks.get(name)) {
         let links = network.uplink().map(Uplink::made).unwrap_or_default();
         run_dir.journal.leaves_by(&network.name, links);
     }
-    apply::up(run_dir, netlink, &steps)?;
-    let left = left_to_do(run_dir, netlink, config, names)?;
+    let done = apply::up(run_dir, netlink, &steps);
+    if done.is_err() && confirm::settle(run_dir) {
+        run_dir.save()?;
+    }
+    done?;
+    let inventory = observe(netlink, run_dir.path(), &run_dir.journal)?;
+    let left = plan::plan(config, names, &inventory)?;
     if !left.is_empty() {
         return Err(Error::Unverified(script(&left)));
     }
     say(format_args!("up and verified: {}", list(names)));
-    Ok(())
-}
-
-fn left_to_do(
-    run_dir: &RunDir,
-    netlink: &Netlink,
-    config: &Config,
-    names: &BTreeSet<Name>,
-) -> Result<Vec<Planned>, Error> {
-    let inventory = observe(netlink, run_dir.path(), &run_dir.journal)?;
-    Ok(plan::plan(config, names, &inventory)?)
+    match seconds {
+        Some(seconds) => Ok(confirm::ask(run_dir, seconds)?),
+        None => Ok(()),
+    }
 }
 
 /// `ringtap down`: takes back what [`up`] did.
@@ -252,7 +283,7 @@ fn left_to_do(
 /// # Errors
 /// Guests are still plugged in, or some of it could not be taken back.
 pub fn down(args: &NetworkArgs) -> Result<(), Error> {
-    let path = run_dir_path(&args.host)?;
+    let path = run_dir_path(&args.host.run_dir)?;
     if !path.exists() {
         return nothing_to_take_back(args, &Journal::default());
     }
@@ -274,6 +305,8 @@ fn take_down(run_dir: &mut RunDir, netlink: &Netlink, args: &NetworkArgs) -> Res
         return nothing_to_take_back(args, journal);
     }
     refuse_in_use(journal, netlink, &names)?;
+    // Who can say so has not been locked out.
+    confirm::settle(run_dir);
     let failures = apply::down(run_dir, netlink, &names)?;
     if failures.is_empty() {
         Ok(())
@@ -347,7 +380,7 @@ impl Described {
 /// The journal and the host, without touching either.
 fn look(host: &HostArgs) -> Result<(Journal, Inventory), Error> {
     require_privilege()?;
-    let path = run_dir_path(host)?;
+    let path = run_dir_path(&host.run_dir)?;
     let netlink = Netlink::open()?;
     let journal = Journal::read(&path)?;
     let inventory = observe(&netlink, &path, &journal)?;
@@ -360,12 +393,12 @@ fn list(names: &BTreeSet<Name>) -> String {
 }
 
 /// The run directory from the root, of characters that mean nothing to dnsmasq's file or a shell.
-fn run_dir_path(host: &HostArgs) -> Result<PathBuf, Error> {
+fn run_dir_path(given: &Path) -> Result<PathBuf, Error> {
     let refused = |reason| Error::RunDirName {
-        path: host.run_dir.clone(),
+        path: given.to_owned(),
         reason,
     };
-    let path = absolute(&host.run_dir).map_err(|_| refused("not a path"))?;
+    let path = absolute(given).map_err(|_| refused("not a path"))?;
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-+@:=~".contains(byte);
     match path.as_os_str().as_encoded_bytes().iter().all(plain) {
         true => Ok(path),

@@ -11,9 +11,10 @@ use std::fs::File;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::apply::{self, netlink::Netlink};
+use super::inventory::Inventory;
 use super::journal::{RunDir, RunDirError};
-use super::plan::network_dir;
-use super::{Error, make_so, ports, records_of, with_run_dir};
+use super::plan::{Planned, network_dir};
+use super::{Error, confirm, make_so, ports, records_of, with_run_dir};
 use crate::cli::HostArgs;
 use crate::config::Config;
 use crate::types::Name;
@@ -43,7 +44,7 @@ pub fn plug(host: &HostArgs, config: &Config, names: &BTreeSet<Name>) -> Result<
             .filter(|name| !run_dir.journal.networks.contains_key(*name))
             .cloned()
             .collect();
-        make_so(run_dir, netlink, config, names)?;
+        make_so(run_dir, netlink, config, names, unguarded)?;
         for record in records_of(&mut run_dir.journal, &down) {
             record.for_guests = true;
         }
@@ -52,6 +53,14 @@ pub fn plug(host: &HostArgs, config: &Config, names: &BTreeSet<Name>) -> Result<
         let locks = names.iter().map(lock).collect::<Result<_, RunDirError>>()?;
         Ok(plugged(locks))
     })
+}
+
+/// A guest does not wait for anybody to confirm its networks.
+fn unguarded(steps: &[Planned], inventory: &Inventory) -> Result<Option<u32>, Error> {
+    match confirm::seconds(None, steps, inventory) {
+        Some(_) => Err(Error::MovesOwnWay),
+        None => Ok(None),
+    }
 }
 
 impl Plugged {

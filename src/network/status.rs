@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 use serde::Serialize;
 
+use super::confirm;
 use super::inventory::Inventory;
 use super::{Error, look, plan};
 use crate::cli::HostArgs;
@@ -33,6 +34,7 @@ pub fn status(
     Ok(StatusReport {
         networks: networks.collect(),
         not_in_file: forgotten.cloned().collect(),
+        confirm_within: confirm::seconds_left(&journal),
     })
 }
 
@@ -42,6 +44,8 @@ pub struct StatusReport {
     networks: Vec<NetworkStatus>,
     /// Networks that are up though the file no longer has them.
     not_in_file: Vec<Name>,
+    /// How many seconds are left to confirm the last `up` in, if it must be.
+    confirm_within: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -121,6 +125,11 @@ impl StatusReport {
 
     /// Prints it for people.
     pub fn print(&self) {
+        if let Some(seconds) = self.confirm_within {
+            say(format_args!(
+                "the last `ringtap up` is taken back in {seconds} s unless `ringtap confirm` comes"
+            ));
+        }
         for network in &self.networks {
             let state = match network.state {
                 State::Up => "up",

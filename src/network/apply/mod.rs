@@ -100,8 +100,9 @@ fn execute(
     hands.execute(batch)
 }
 
-/// Takes `done` back in reverse, then what the failed step may have left; gives what could not be taken back.
-fn roll_back(
+/// Takes `done` back in reverse, then what else has come about since `before`, and forgets that it was; gives what could not
+/// be taken back.
+pub fn roll_back(
     run_dir: &mut RunDir,
     netlink: &Netlink,
     done: &[Planned],

@@ -192,21 +192,23 @@ impl Request {
         Self::new(doing, |handle| handle.link().set(message).execute())
     }
 
-    /// Gives `link`, called `name`, an address, which is in use at once: other hosts are not asked whether they have it.
+    /// Gives `link`, called `name`, an address, unless it has it. It is in use at once: other hosts are not asked whether they have it.
     pub fn add_address(name: &IfName, link: &LinkMessage, address: IpNet) -> Self {
         let index = link.header.index;
-        Self::new(
-            format!("give {name} the address {address}"),
-            move |handle| {
-                let mut request = handle
-                    .address()
-                    .add(index, address.addr(), address.prefix_len());
-                if address.addr().is_ipv6() {
-                    request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
-                }
-                request.execute()
-            },
-        )
+        let doing = format!("give {name} the address {address}");
+        let request = Self::new(doing, move |handle| {
+            let mut request = handle
+                .address()
+                .add(index, address.addr(), address.prefix_len());
+            if address.addr().is_ipv6() {
+                request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+            }
+            request.execute()
+        });
+        Self {
+            fine: Some(libc::EEXIST),
+            ..request
+        }
     }
 
     /// Takes an address, which may be absent, from `link`, called `name`.

@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::inventory::Inventory;
 use crate::config::{Config, Network};
@@ -31,7 +31,7 @@ pub use step::{Step, conf_option, files, replace_script};
 const DEFAULT_MTU: u32 = 1500;
 
 /// What a step is done for, and is taken back with.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Owner {
     /// All networks: it goes with the last of them.
@@ -53,7 +53,7 @@ impl fmt::Display for Owner {
 }
 
 /// A step and what it is for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Planned {
     /// What it is for.
     #[serde(rename = "for")]
