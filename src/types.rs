@@ -365,6 +365,9 @@ impl fmt::Display for Mtu {
 pub struct VlanId(u16);
 
 impl VlanId {
+    /// The one that bridges put their ports in by themselves (bridge(8), `default_pvid`).
+    pub const DEFAULT: Self = Self(1);
+
     /// The number.
     pub fn get(self) -> u16 {
         self.0

@@ -14,7 +14,7 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use ringtap::network::inventory::Inventory;
 use ringtap::network::port;
-use support::host::Host;
+use support::host::{Host, nic};
 use support::netns::{self, Netns, difference, require, until};
 
 const DEFAULT: &str = r#"
@@ -495,11 +495,11 @@ fn a_network_in_use_is_not_taken_down() {
     host.ringtap(&["up"]).succeeded();
     host.netns.run("ip tuntap add tap-web1-0 mode tap");
     let tap = "tap-web1-0".parse().unwrap();
-    let mac = "52:54:00:00:00:01".parse().unwrap();
+    let nic = nic("default", "52:54:00:00:00:01".parse().unwrap());
     let config = host.config();
     let network = config.networks.values().next().unwrap();
     host.netns
-        .within(|| port::attach(&tap, mac, network))
+        .within(|| port::attach(&tap, &nic, network))
         .unwrap();
     let link = host.netns.run("ip link show tap-web1-0");
     assert!(
@@ -519,7 +519,7 @@ fn a_network_in_use_is_not_taken_down() {
         .expect("absent is fine");
     let missing = host
         .netns
-        .within(|| port::attach(&tap, mac, network))
+        .within(|| port::attach(&tap, &nic, network))
         .unwrap_err();
     assert!(missing.to_string().contains("tap-web1-0"), "{missing}");
     host.ringtap(&["down"]).succeeded();

@@ -13,7 +13,7 @@ use ringtap::network::port;
 use ringtap::types::MacAddr;
 use serde_json::Value;
 use support::golden;
-use support::host::Host;
+use support::host::{Host, nic};
 use support::netns::{Netns, bounded, until};
 use support::party::{PORT, Party, reaches, seen_by, serve};
 
@@ -88,12 +88,9 @@ fn guest(host: &Host, network: &str, number: u8) -> Party {
     let bridge = format!("rt-{network}");
     let config = host.config();
     let plugged = host.netns.within(|| {
-        let network = config.network(&network.parse().unwrap()).unwrap();
-        port::attach(
-            &port.parse().unwrap(),
-            MacAddr::derived_from(&port),
-            network,
-        )
+        let nic = nic(network, MacAddr::derived_from(&port));
+        let network = config.network(&nic.network).unwrap();
+        port::attach(&port.parse().unwrap(), &nic, network)
     });
     plugged.unwrap();
     let mac = host

@@ -9,8 +9,80 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
+use libtest_mimic::Trial;
+use ringtap::config::Config;
+use ringtap::network::port;
 use support::host::{Host, Said};
+use support::kernel::{Feature, run, trial};
 use support::netns::{Netns, until};
+
+fn main() {
+    let anywhere = [
+        (
+            "the_uplinks_addresses_and_routes_move_to_the_bridge_and_back_under_a_connection",
+            the_uplinks_addresses_and_routes_move_to_the_bridge_and_back_under_a_connection
+                as fn(),
+        ),
+        (
+            "what_is_not_confirmed_is_taken_back_under_a_connection",
+            what_is_not_confirmed_is_taken_back_under_a_connection,
+        ),
+        (
+            "what_is_not_confirmed_is_taken_back_though_up_was_killed",
+            what_is_not_confirmed_is_taken_back_though_up_was_killed,
+        ),
+        ("what_is_confirmed_stays", what_is_confirmed_stays),
+        (
+            "who_comes_by_the_uplink_must_confirm_and_others_need_not",
+            who_comes_by_the_uplink_must_confirm_and_others_need_not,
+        ),
+    ];
+    let mut trials: Vec<_> = anywhere
+        .into_iter()
+        .map(|(name, test)| trial(name, &[], test))
+        .collect();
+    trials.extend([
+        trial(
+            "a_bond_loses_a_link_under_a_connection",
+            &[Feature::Bonding],
+            a_bond_loses_a_link_under_a_connection,
+        ),
+        trial("bonds_speak_lacp", &[Feature::Bonding], bonds_speak_lacp),
+        trial(
+            "vlans_share_a_bond_and_the_last_takes_it_down",
+            &[Feature::Bonding, Feature::Vlan],
+            vlans_share_a_bond_and_the_last_takes_it_down,
+        ),
+        trial(
+            "access_and_trunk_ports_are_in_their_vlans_alone",
+            &[Feature::Vlan, Feature::VlanFiltering],
+            access_and_trunk_ports_are_in_their_vlans_alone,
+        ),
+    ]);
+    for (feature, module, network) in [
+        (Feature::Vlan, "8021q", "uplink = \"up0\"\nvlan = 20"),
+        (
+            Feature::Bonding,
+            "bonding",
+            "uplink = { bond = [\"up0\", \"up1\"] }",
+        ),
+        (
+            Feature::VlanFiltering,
+            "CONFIG_BRIDGE_VLAN_FILTERING",
+            "uplink = \"up0\"\nvlan-filtering = true",
+        ),
+    ] {
+        if !feature.is_here() {
+            let name = format!("what_the_kernel_lacks_is_named_{module}");
+            let test = move || {
+                what_the_kernel_lacks_is_named(module, network);
+                Ok(())
+            };
+            trials.push(Trial::test(name, test));
+        }
+    }
+    run(trials);
+}
 
 const LAN: &str = "[networks.lan]\nmode = \"bridge\"\nuplink = \"up0\"\n";
 
@@ -97,7 +169,6 @@ impl Typist {
     }
 }
 
-#[test]
 fn the_uplinks_addresses_and_routes_move_to_the_bridge_and_back_under_a_connection() {
     let world = World::new(LAN);
     let host = &world.host;
@@ -171,7 +242,6 @@ fn is_bridged(world: &World) -> bool {
     world.host.netns.run("ip link").contains("rt-lan")
 }
 
-#[test]
 fn what_is_not_confirmed_is_taken_back_under_a_connection() {
     let world = World::new(LAN);
     let before = world.host.everything();
@@ -197,7 +267,6 @@ fn what_is_not_confirmed_is_taken_back_under_a_connection() {
     confirm(&world).failed(1, &["nothing waits"]);
 }
 
-#[test]
 fn what_is_not_confirmed_is_taken_back_though_up_was_killed() {
     let world = World::new(LAN);
     let before = world.host.everything();
@@ -220,7 +289,6 @@ fn what_is_not_confirmed_is_taken_back_though_up_was_killed() {
     }
 }
 
-#[test]
 fn what_is_confirmed_stays() {
     let world = World::new(LAN);
     let before = world.host.everything();
@@ -236,7 +304,6 @@ fn what_is_confirmed_stays() {
     world.host.is_as(&before);
 }
 
-#[test]
 fn who_comes_by_the_uplink_must_confirm_and_others_need_not() {
     let world = World::new(LAN);
     let before = world.host.everything();
@@ -262,4 +329,217 @@ fn who_comes_by_the_uplink_must_confirm_and_others_need_not() {
     let said = up_from("10.9.9.2");
     assert!(!said.contains("confirm"), "{said}");
     world.host.ringtap(&["down"]).succeeded();
+}
+
+/// A network on the LAN that needs what the kernel has not.
+fn what_the_kernel_lacks_is_named(module: &str, network: &str) {
+    let world = World::new(&format!("[networks.lan]\nmode = \"bridge\"\n{network}\n"));
+    world
+        .host
+        .netns
+        .run("ip link add up1 type veth peer name end");
+    let before = world.host.everything();
+    world
+        .host
+        .ringtap(&["up"])
+        .failed(1, &[module]);
+    world.host.is_as(&before);
+}
+
+/// A LAN that is a bridge with three ports, two of them bonded to one by the host.
+fn bonded(mode: &str, more: &str) -> World {
+    let world = World::new(&format!(
+        "[networks.lan]\nmode = \"bridge\"\n\
+         uplink = {{ bond = [\"up0\", \"up1\"], mode = {mode:?} }}\n{more}"
+    ));
+    world.host.netns.join("up1", &world.lan, "lan1");
+    world.host.netns.run("ip link set up1 mtu 1400");
+    world
+}
+
+fn a_bond_loses_a_link_under_a_connection() {
+    let world = bonded("active-backup", "");
+    // The switch on the LAN, with the router's address.
+    let lan = &world.lan;
+    lan.run("ip link add br0 type bridge");
+    lan.run("ip address flush dev lan0");
+    lan.run("ip address add 198.51.100.1/24 dev br0");
+    for line in ["lan0 master br0", "lan1 master br0", "br0 up"] {
+        lan.run(&format!("ip link set {line}"));
+    }
+    let before = world.host.everything();
+    let mut typist = Typist::start(&world);
+    world.host.ringtap(&["up"]).succeeded();
+    world.host.ringtap(&["status"]).succeeded();
+    assert!(
+        world
+            .host
+            .ringtap(&["up"])
+            .succeeded()
+            .contains("nothing to do")
+    );
+    typist.type_for(Duration::from_millis(100));
+
+    let bond = "bond-up0-up1";
+    let active = || {
+        let file = format!("cat /sys/class/net/{bond}/bonding/active_slave");
+        world.host.netns.run(&file).trim().to_owned()
+    };
+    let lost = active();
+    let typing = thread::spawn(move || {
+        let longest = typist.type_for(Duration::from_secs(3));
+        (typist, longest)
+    });
+    let end = lost.replace("up", "lan");
+    world.lan.run(&format!("ip link set {end} down"));
+    until("the other link", || active() != lost);
+    let (mut typist, longest) = typing.join().unwrap();
+    println!("a link was lost: the longest pause was {longest:?}");
+    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    world.lan.run(&format!("ip link set {end} up"));
+
+    world.host.ringtap(&["down"]).succeeded();
+    typist.type_for(Duration::from_millis(100));
+    until("carrier and settled addresses", || {
+        let tentative = world.host.netns.run("ip -6 address show tentative");
+        tentative.is_empty()
+            && world
+                .host
+                .netns
+                .run("ip link show up1")
+                .contains("LOWER_UP")
+    });
+    world.host.is_as(&before);
+}
+
+fn bonds_speak_lacp() {
+    let world = bonded("802.3ad", "");
+    let lan = &world.lan;
+    lan.run("ip link add bond0 type bond mode 802.3ad miimon 100 lacp_rate fast");
+    lan.run("ip address flush dev lan0");
+    for end in ["lan0", "lan1"] {
+        lan.run(&format!("ip link set {end} down"));
+        lan.run(&format!("ip link set {end} master bond0"));
+    }
+    lan.run("ip address add 198.51.100.1/24 dev bond0");
+    lan.run("ip link set bond0 up");
+    world.host.ringtap(&["up"]).succeeded();
+    let aggregator = || world.host.netns.run("cat /proc/net/bonding/bond-up0-up1");
+    until("both links in one aggregator", || {
+        aggregator().contains("Number of ports: 2")
+    });
+    world.host.netns.run("ping -c 1 -W 5 198.51.100.1");
+    world.host.ringtap(&["down"]).succeeded();
+}
+
+fn vlans_share_a_bond_and_the_last_takes_it_down() {
+    let more = "vlan = 20\n[networks.other]\nmode = \"bridge\"\nvlan = 30\n\
+                uplink = { bond = [\"up0\", \"up1\"] }\n";
+    let world = bonded("active-backup", more);
+    let host = &world.host;
+    host.ringtap(&["up"]).succeeded();
+    let links = || host.netns.run("ip -d link");
+    let both = links();
+    assert!(
+        both.contains("bond-up0-up1.20@") && both.contains("bond-up0-up1.30@"),
+        "{both}"
+    );
+    // The host itself is where it was: on the bond, without a tag.
+    let address = host.netns.run("ip -o -4 address show dev bond-up0-up1");
+    assert!(address.contains("198.51.100.2/24"), "{address}");
+    host.ringtap(&["down", "lan"]).succeeded();
+    host.ringtap(&["status", "other"]).succeeded();
+    let one = links();
+    assert!(
+        !one.contains("bond-up0-up1.20@") && one.contains("bond-up0-up1.30@"),
+        "{one}"
+    );
+    host.ringtap(&["down"]).succeeded();
+    assert!(!links().contains("bond-up0-up1"));
+    let address = host.netns.run("ip -o -4 address show dev up0");
+    assert!(address.contains("198.51.100.2/24"), "{address}");
+}
+
+/// A stand-in for a guest, a namespace whose end of a pair is attached as the guest's first NIC is.
+fn plugged(world: &World, guest: &str) -> Netns {
+    let there = Netns::new(guest);
+    let config: Config = world.host.config();
+    let nic = &config.guests[&guest.parse().unwrap()].nics[0];
+    let network = &config.networks[&nic.network];
+    world.host.netns.join(guest, &there, "eth0");
+    let attached = world
+        .host
+        .netns
+        .within(|| port::attach(&guest.parse().unwrap(), nic, network));
+    attached.unwrap();
+    there
+}
+
+fn access_and_trunk_ports_are_in_their_vlans_alone() {
+    let guest = |name: &str, vlans: &str| {
+        format!("[guests.{name}]\nmemory = \"64M\"\nnics = [{{ network = \"lan\", {vlans} }}]\n")
+    };
+    let guests = [
+        guest("red", "vlan = 20"),
+        guest("blue", "vlan = 30"),
+        guest("trunk", "vlans = [20, 30]"),
+        guest("plain", "queue-pairs = 1"),
+    ];
+    let world = World::new(&format!("{LAN}vlan-filtering = true\n{}", guests.concat()));
+    let before = world.host.everything();
+    world.host.ringtap(&["up"]).succeeded();
+    world.host.ringtap(&["status"]).succeeded();
+    let tag = |netns: &Netns, link: &str, id: u8, host: u8| {
+        netns.run(&format!(
+            "ip link add link {link} name v{id} type vlan id {id}"
+        ));
+        netns.run(&format!("ip address add 10.0.{id}.{host}/24 dev v{id}"));
+        netns.run(&format!("ip link set v{id} up"));
+    };
+    tag(&world.lan, "lan0", 20, 1);
+    tag(&world.lan, "lan0", 30, 1);
+    let [red, blue, trunk, plain] = ["red", "blue", "trunk", "plain"].map(|it| plugged(&world, it));
+    // Both have addresses of both subnets: only VLANs keep them apart.
+    for (netns, host) in [(&red, 2), (&blue, 3)] {
+        netns.run(&format!("ip address add 10.0.20.{host}/24 dev eth0"));
+        netns.run(&format!("ip address add 10.0.30.{host}/24 dev eth0"));
+    }
+    tag(&trunk, "eth0", 20, 4);
+    tag(&trunk, "eth0", 30, 4);
+    plain.run("ip address add 198.51.100.5/24 dev eth0");
+    let reaches = |from: &Netns, to: &str| {
+        let ping = from.attempt(&format!("ping -c 1 -W 1 {to}"));
+        ping.status.success()
+    };
+    for (from, to, expected) in [
+        (&red, "10.0.20.1", true),
+        (&red, "10.0.20.4", true),
+        (&red, "10.0.20.3", false),
+        (&red, "10.0.30.1", false),
+        (&blue, "10.0.30.1", true),
+        (&blue, "10.0.30.4", true),
+        (&blue, "10.0.20.1", false),
+        (&trunk, "10.0.20.1", true),
+        (&trunk, "10.0.30.1", true),
+        (&plain, "198.51.100.1", true),
+        (&plain, "198.51.100.2", true),
+    ] {
+        assert_eq!(reaches(from, to), expected, "{to}");
+    }
+    // A VLAN that no guest is in any more leaves by the uplink no longer.
+    world
+        .host
+        .configure(&format!("{LAN}vlan-filtering = true\n{}", guests[0]));
+    let said = world.host.ringtap(&["up"]).succeeded();
+    assert!(
+        said.starts_with("bridge vlan delete dev up0 vid 30\n"),
+        "{said}"
+    );
+    assert!(!reaches(&trunk, "10.0.30.1") && reaches(&trunk, "10.0.20.1"));
+
+    for guest in ["red", "blue", "trunk", "plain"] {
+        world.host.netns.run(&format!("ip link delete {guest}"));
+    }
+    world.host.ringtap(&["down"]).succeeded();
+    world.host.is_as(&before);
 }

@@ -1,5 +1,6 @@
 //! Guests of the file: their types, and how they are read.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -7,9 +8,10 @@ use std::str::FromStr;
 use super::network::Network;
 use super::problem::suggest;
 use super::reader::{At, Reader, Section};
+use super::uplink;
 use super::values::Memory;
 use super::{Read, ReadMap, read_count, section_name};
-use crate::types::{IfName, MacAddr, Name, QueuePairs};
+use crate::types::{IfName, MacAddr, Name, QueuePairs, VlanId};
 
 /// A virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +58,29 @@ pub struct Nic {
     pub mac: MacAddr,
     /// How many pairs of queues it has.
     pub queue_pairs: QueuePairs,
+    /// The VLANs of the network's bridge that it is in.
+    pub vlans: NicVlans,
+}
+
+/// The VLANs that a NIC is in; none of both for what the bridge gives to every port.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NicVlans {
+    /// The one whose frames the guest has without a tag.
+    pub untagged: Option<VlanId>,
+    /// Those whose frames the guest tags.
+    pub tagged: BTreeSet<VlanId>,
+}
+
+impl NicVlans {
+    /// Whether the file says nothing of them.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = VlanId> {
+        self.untagged.into_iter().chain(self.tagged.iter().copied())
+    }
 }
 
 /// What runs a guest's virtual CPUs.
@@ -184,7 +209,16 @@ fn read_nic<'t>(
     mac_seed: &str,
     networks: &ReadMap<'t, Network>,
 ) -> Option<Nic> {
-    reader.known_keys(table, &["network", "ip", "ipv6", "mac", "queue-pairs"]);
+    let known = [
+        "network",
+        "ip",
+        "ipv6",
+        "mac",
+        "queue-pairs",
+        "vlan",
+        "vlans",
+    ];
+    reader.known_keys(table, &known);
     let network = reader
         .required(table, "network", "\"default\"")
         .and_then(|text| {
@@ -208,8 +242,22 @@ fn read_nic<'t>(
             .ok()?,
         None => QueuePairs::ONE,
     };
+    let vlans = read_vlans(reader, table)?;
     let (name, network) = network?;
     if let Some(network) = &network.value {
+        if !vlans.is_default() && !network.vlan_filtering {
+            let key = if vlans.untagged.is_some() {
+                "vlan"
+            } else {
+                "vlans"
+            };
+            reader.problem(
+                &table.span_of(key),
+                table.key(key),
+                format!("the bridge of network {name} does not heed VLANs"),
+                format!("write vlan-filtering = true at networks.{name}, or leave it out"),
+            );
+        }
         if let Some(ip) = &ip {
             check_ip(reader, table, ip, network);
         }
@@ -223,6 +271,20 @@ fn read_nic<'t>(
         ipv6: ipv6.map(|ip| ip.value),
         mac: mac.map_or_else(|| MacAddr::derived_from(mac_seed), |mac| mac.value),
         queue_pairs,
+        vlans,
+    })
+}
+
+/// `vlan` and `vlans` of a NIC.
+fn read_vlans(reader: &Reader<'_>, table: &Section<'_>) -> Option<NicVlans> {
+    let tagged: Option<BTreeSet<VlanId>> = reader
+        .integer_list(table, "vlans")
+        .iter()
+        .map(|number| uplink::as_vlan_id(reader, number, table.key("vlans")))
+        .collect();
+    Some(NicVlans {
+        untagged: uplink::read_vlan(reader, table)?,
+        tagged: tagged?,
     })
 }
 

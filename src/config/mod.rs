@@ -24,7 +24,7 @@ use toml::de::DeTable;
 
 use crate::types::{Family, IfName, MacAddr, Name};
 pub use forward::{Forward, Ports, Protocol, Target};
-pub use guest::{Accel, Guest, Nic};
+pub use guest::{Accel, Guest, Nic, NicVlans};
 pub use network::{Ipv4, LanBridge, MacvtapMode, Mode, Network};
 use problem::suggest;
 pub use problem::{Problem, Problems};
@@ -121,6 +121,13 @@ impl Config {
             },
         };
         all.into_iter().filter(|ip| forward.suits(*ip)).collect()
+    }
+
+    /// The NICs that are on `network`, each with its guest.
+    pub fn nics_on(&self, network: &Network) -> impl Iterator<Item = (&Guest, &Nic)> {
+        let guests = self.guests.values();
+        let all = guests.flat_map(|guest| guest.nics.iter().map(move |nic| (guest, nic)));
+        all.filter(|(_, nic)| nic.network == network.name)
     }
 
     /// Whether a port forward of `network` leads to an address of `family`.

@@ -34,6 +34,8 @@ pub struct Network {
     pub forwards: Vec<Forward>,
     /// Whether its guests are kept from each other.
     pub isolate_guests: bool,
+    /// Whether its bridge heeds the VLANs of its ports.
+    pub vlan_filtering: bool,
     /// The MTU of the bridge, the taps and the guests; the kernel's default where there is none.
     pub mtu: Option<Mtu>,
 }
@@ -219,6 +221,7 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
         "bridge",
         "uplink",
         "vlan",
+        "vlan-filtering",
         "force",
         "macvtap-mode",
     ];
@@ -242,15 +245,24 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
     let mtu = reader
         .integer(&section, "mtu")
         .and_then(|number| read_mtu(reader, &section, &number));
-    let isolate_guests = reader.boolean(&section, "isolate-guests");
-    let isolate_guests = isolate_guests.is_some_and(|isolate| isolate.value);
-    if isolate_guests && matches!(mode, Some(Mode::Macvtap { .. })) {
-        reader.problem(
-            &section.span_of("isolate-guests"),
-            section.key("isolate-guests"),
-            "macvtaps are no ports of a bridge",
+    let truth = |key| reader.boolean(&section, key).is_some_and(|at| at.value);
+    let (isolate_guests, vlan_filtering) = (truth("isolate-guests"), truth("vlan-filtering"));
+    for (key, there, remedy) in [
+        (
+            "isolate-guests",
+            isolate_guests,
             "write macvtap-mode = \"private\" instead",
-        );
+        ),
+        (
+            "vlan-filtering",
+            vlan_filtering,
+            "write vlan = 20 for macvtaps in one VLAN",
+        ),
+    ] {
+        if there && matches!(mode, Some(Mode::Macvtap { .. })) {
+            let cause = "macvtaps are no ports of a bridge";
+            reader.problem(&section.span_of(key), section.key(key), cause, remedy);
+        }
     }
     let forwards = reader.text_list(&section, "forwards");
     let forwards: Option<Vec<Forward>> = forwards
@@ -278,6 +290,7 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
             },
             forwards: forwards?,
             isolate_guests,
+            vlan_filtering,
             mtu,
             name,
         })

@@ -239,7 +239,21 @@ impl<'t> Reader<'t> {
 
     /// The integer at `key`, if it is there.
     pub(super) fn integer(&self, section: &Section<'t>, key: &str) -> Option<At<i64>> {
-        let value = section.get(key)?;
+        self.as_integer(section.get(key)?, section.key(key))
+    }
+
+    /// The integers in the list at `key`, none if it is absent.
+    pub(super) fn integer_list(&self, section: &Section<'t>, key: &str) -> Vec<At<i64>> {
+        self.list(section, key)
+            .iter()
+            .enumerate()
+            .filter_map(|(index, item)| {
+                self.as_integer(item, format!("{}[{index}]", section.key(key)))
+            })
+            .collect()
+    }
+
+    fn as_integer(&self, value: &Spanned<DeValue<'t>>, key: String) -> Option<At<i64>> {
         let number = value
             .get_ref()
             .as_integer()
@@ -250,7 +264,7 @@ impl<'t> Reader<'t> {
                 span: value.span(),
             }),
             None => {
-                self.wrong_type(value, section.key(key), "a whole number", "1");
+                self.wrong_type(value, key, "a whole number", "1");
                 None
             }
         }

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use super::problem::suggest;
-use super::reader::{Reader, Section};
+use super::reader::{At, Reader, Section};
 use crate::types::{IfName, VlanId};
 
 /// Where a network leaves the host.
@@ -144,26 +144,27 @@ pub(super) fn read<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Upl
     })
 }
 
-/// None where there is a wrong one.
-fn read_vlan(reader: &Reader<'_>, section: &Section<'_>) -> Option<Option<VlanId>> {
+/// The VLAN at `vlan`, if there is one; none where it is a wrong one.
+pub(super) fn read_vlan(reader: &Reader<'_>, section: &Section<'_>) -> Option<Option<VlanId>> {
     if !section.has("vlan") {
         return Some(None);
     }
     let number = reader.integer(section, "vlan")?;
-    let vlan = vlan_id(number.value);
-    if vlan.is_none() {
+    as_vlan_id(reader, &number, section.key("vlan")).map(Some)
+}
+
+/// `number` as a VLAN id, if it is one.
+pub(super) fn as_vlan_id(reader: &Reader<'_>, number: &At<i64>, key: String) -> Option<VlanId> {
+    let id = u16::try_from(number.value).ok();
+    let id = id.and_then(|id| VlanId::try_from(id).ok());
+    if id.is_none() {
         let cause = format!("{} is no VLAN id", number.value);
-        reader.problem(&number.span, section.key("vlan"), cause, "write 1 to 4094");
+        reader.problem(&number.span, key, cause, "write 1 to 4094");
     }
-    vlan.map(Some)
+    id
 }
 
-/// The VLAN id `number`, if it is one.
-pub(super) fn vlan_id(number: i64) -> Option<VlanId> {
-    VlanId::try_from(u16::try_from(number).ok()?).ok()
-}
-
-fn read_link(reader: &Reader<'_>, name: &super::reader::At<&str>, key: String) -> Option<IfName> {
+fn read_link(reader: &Reader<'_>, name: &At<&str>, key: String) -> Option<IfName> {
     let link = reader.parse(name, key, "name a link of the host")?;
     Some(link.value)
 }

@@ -100,7 +100,7 @@ impl HostNic {
             }
         };
         let port = Port(tap.clone());
-        network::port::attach(&tap, nic.mac, network)?;
+        network::port::attach(&tap, nic, network)?;
         let socket = dir.join(format!("nic{index}.sock"));
         let args = BackendArgs {
             queue_pairs: nic.queue_pairs,

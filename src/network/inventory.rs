@@ -88,6 +88,12 @@ pub struct Link {
     /// The VLAN of another link that it is, with that link's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vlan: Option<(String, VlanId)>,
+    /// Whether it is a bridge that heeds the VLANs of its ports.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub vlan_filtering: bool,
+    /// The VLANs that it is in as a port of such a bridge.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub vlans: BTreeSet<VlanId>,
     /// Whether it is a wireless station, whose access point takes its own address alone.
     #[serde(default, skip_serializing_if = "is_false")]
     pub wireless: bool,

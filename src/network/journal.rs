@@ -76,7 +76,7 @@ impl Record {
         self.teardown.iter().find_map(|step| match step {
             Step::Link(LinkStep::Delete {
                 link,
-                kind: Kind::Bridge,
+                kind: Kind::Bridge { .. },
                 ..
             }) => Some(link),
             _ => None,

@@ -13,7 +13,8 @@ use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
-    InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecBridge, InfoBridge, InfoData, InfoVlan, LinkAttribute, LinkExtentMask, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
@@ -141,10 +142,16 @@ fn links(netlink: &Netlink) -> Result<(Vec<Link>, LinkNames), NetlinkError> {
         .iter()
         .filter_map(|link| Some((link.header.index, link_name(link)?)))
         .collect();
-    let links = messages
+    let mut links: Vec<Link> = messages
         .iter()
         .filter_map(|message| link(message, &names, &addresses))
         .collect();
+    if links.iter().any(|link| link.vlan_filtering) {
+        let mut vlans = port_vlans(netlink)?;
+        for (link, message) in links.iter_mut().zip(&messages) {
+            link.vlans = vlans.remove(&message.header.index).unwrap_or_default();
+        }
+    }
     Ok((links, names))
 }
 
@@ -168,6 +175,8 @@ fn link(message: &LinkMessage, names: &LinkNames, addresses: &[AddressMessage]) 
         up: message.header.flags.contains(LinkFlags::Up),
         master: None,
         vlan: None,
+        vlan_filtering: false,
+        vlans: BTreeSet::new(),
         wireless: false,
         addresses: addresses
             .iter()
@@ -187,6 +196,7 @@ fn link(message: &LinkMessage, names: &LinkNames, addresses: &[AddressMessage]) 
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(kind);
                 vlan = infos.iter().find_map(vlan_id);
+                link.vlan_filtering = infos.iter().any(heeds_vlans);
             }
             _ => {}
         }
@@ -216,6 +226,39 @@ fn vlan_id(info: &LinkInfo) -> Option<VlanId> {
         _ => None,
     };
     data.iter().find_map(id)
+}
+
+fn heeds_vlans(info: &LinkInfo) -> bool {
+    let LinkInfo::Data(InfoData::Bridge(data)) = info else {
+        return false;
+    };
+    data.contains(&InfoBridge::VlanFiltering(true))
+}
+
+/// The VLANs of each port of a bridge that heeds them, by index.
+fn port_vlans(netlink: &Netlink) -> Result<BTreeMap<u32, BTreeSet<VlanId>>, NetlinkError> {
+    let messages: Vec<LinkMessage> =
+        netlink.ask("list VLANs of ports", |handle: Handle| async move {
+            let mask = vec![LinkExtentMask::Brvlan];
+            let get = handle.link().get();
+            let get = get.set_filter_mask(AddressFamily::Bridge, mask);
+            get.execute().try_collect().await
+        })?;
+    let ids = |attribute: &LinkAttribute| -> BTreeSet<VlanId> {
+        let LinkAttribute::AfSpecBridge(specs) = attribute else {
+            return BTreeSet::new();
+        };
+        let id = |spec: &AfSpecBridge| match spec {
+            AfSpecBridge::VlanInfo(info) => VlanId::try_from(info.vid).ok(),
+            _ => None,
+        };
+        specs.iter().filter_map(id).collect()
+    };
+    let of_port = |message: &LinkMessage| {
+        let ids = message.attributes.iter().flat_map(ids).collect();
+        (message.header.index, ids)
+    };
+    Ok(messages.iter().map(of_port).collect())
 }
 
 /// The kernel shows it nowhere but in sysfs, that of the network namespace that it was mounted in.

@@ -5,7 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ringtap::config::Config;
+use ringtap::config::{Config, Nic, NicVlans};
+use ringtap::types::{MacAddr, QueuePairs};
 use tempfile::TempDir;
 
 use super::netns::{Netns, bounded, difference, require};
@@ -131,6 +132,18 @@ impl Host {
             .run_dir()
             .join(format!("networks/{network}/dnsmasq.pid"));
         fs::read_to_string(file).unwrap().trim().parse().unwrap()
+    }
+}
+
+/// A NIC as files have them that say nothing but its network.
+pub fn nic(network: &str, mac: MacAddr) -> Nic {
+    Nic {
+        network: network.parse().unwrap(),
+        ip: None,
+        ipv6: None,
+        mac,
+        queue_pairs: QueuePairs::ONE,
+        vlans: NicVlans::default(),
     }
 }
 

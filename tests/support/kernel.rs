@@ -5,6 +5,8 @@ use std::fs;
 
 use libtest_mimic::{Arguments, Trial};
 
+use super::netns::Netns;
+
 /// What some kernels have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Feature {
@@ -12,6 +14,12 @@ pub enum Feature {
     Kvm,
     /// vhost-net, a back-end in the kernel.
     VhostNet,
+    /// Links for VLANs of other links: the module 8021q.
+    Vlan,
+    /// Bridges that heed the VLANs of their ports.
+    VlanFiltering,
+    /// Bonds: the module bonding.
+    Bonding,
 }
 
 impl Feature {
@@ -20,8 +28,19 @@ impl Feature {
         match self {
             Self::Kvm => opens("/dev/kvm") && cpu_has(&["vmx", "svm"]),
             Self::VhostNet => opens("/dev/vhost-net"),
+            Self::Vlan => makes("made link veth0 type vlan id 20"),
+            Self::VlanFiltering => makes("made type bridge vlan_filtering 1"),
+            Self::Bonding => makes("made type bond"),
         }
     }
+}
+
+/// Whether the kernel makes such a link.
+fn makes(link: &str) -> bool {
+    let netns = Netns::new("probe");
+    netns.run("ip link add veth0 type veth peer name veth1");
+    let made = netns.attempt(&format!("ip link add {link}"));
+    made.status.success()
 }
 
 fn opens(device: &str) -> bool {

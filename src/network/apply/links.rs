@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use rtnetlink::packet_route::link::LinkMessage;
 
 use super::netlink::{Netlink, NetlinkError, Request, is_made, is_port_of};
+use crate::config::NicVlans;
 use crate::network::plan::{Kind, LinkStep};
 use crate::types::IfName;
 
@@ -28,7 +29,7 @@ fn request(
     let there = |link: &IfName| found(link).ok_or_else(|| NetlinkError::no_link(link));
     let request = match step {
         LinkStep::Add { link, kind, mac } => match kind {
-            Kind::Bridge => Request::add_bridge(link, *mac),
+            Kind::Bridge { vlan_filtering } => Request::add_bridge(link, *mac, *vlan_filtering),
             Kind::Bond(mode) => Request::add_bond(link, *mac, *mode),
             Kind::Vlan { link: over, id } => Request::add_vlan(link, there(over)?, *id),
         },
@@ -49,6 +50,20 @@ fn request(
                 Request::release(port, there, *was_up)
             }
             _ => return Ok(None),
+        },
+        LinkStep::SetVlanFiltering { link, on } => {
+            Request::set_vlan_filtering(link, there(link)?, *on)
+        }
+        LinkStep::AddVlan { link, id } => {
+            let tagged = NicVlans {
+                tagged: [*id].into(),
+                ..NicVlans::default()
+            };
+            Request::add_vlans(link, there(link)?, &tagged)
+        }
+        LinkStep::DeleteVlan { link, id } => match found(link) {
+            Some(there) => Request::delete_vlan(link, there, *id),
+            None => return Ok(None),
         },
         LinkStep::SetMtu { link, mtu, .. } => Request::set_mtu(link, there(link)?, *mtu),
         LinkStep::SetUp { link } => Request::set_up(link, there(link)?),

@@ -15,17 +15,17 @@ use futures_util::future::join_all;
 use ipnet::IpNet;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{
-    BondMode as netlink_bond, BridgeStpState, InfoBridgePort, InfoKind, InfoPortData, InfoPortKind,
-    LinkAttribute, LinkInfo, LinkMessage, MacVtapMode,
+    BondMode as netlink_bond, BridgeStpState, BridgeVlanInfoFlags, InfoBridgePort, InfoKind,
+    InfoPortData, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage, MacVtapMode,
 };
 use rtnetlink::{
-    AddressMessageBuilder, Handle, LinkBond, LinkBridge, LinkMacVtap, LinkMessageBuilder,
-    LinkUnspec, LinkVlan,
+    AddressMessageBuilder, Handle, LinkBond, LinkBridge, LinkBridgeVlan, LinkMacVtap,
+    LinkMessageBuilder, LinkUnspec, LinkVlan,
 };
 use thiserror::Error;
 use tokio::runtime::Runtime;
 
-use crate::config::{BondMode, MacvtapMode};
+use crate::config::{BondMode, MacvtapMode, NicVlans};
 use crate::network::plan::{Kind, MIIMON, Master};
 use crate::types::{IfName, MacAddr, Mtu, VlanId};
 
@@ -53,6 +53,8 @@ impl NetlinkError {
         )
     }
 }
+
+const VLAN_FILTERING: &str = "a kernel with CONFIG_BRIDGE_VLAN_FILTERING";
 
 /// How many requests are sent before answers are read: more of those than a socket holds would be lost.
 const AT_ONCE: usize = 64;
@@ -88,10 +90,57 @@ impl Request {
     }
 
     /// Makes a bridge, spanning tree off, down.
-    pub fn add_bridge(name: &IfName, mac: Option<MacAddr>) -> Self {
+    pub fn add_bridge(name: &IfName, mac: Option<MacAddr>, vlan_filtering: bool) -> Self {
         let builder = LinkMessageBuilder::<LinkBridge>::new(name.as_str())
             .stp_state(BridgeStpState::Disabled);
-        Self::add(format!("make bridge {name}"), with_mac(builder, mac))
+        if !vlan_filtering {
+            return Self::add(format!("make bridge {name}"), with_mac(builder, mac));
+        }
+        let doing = format!("make bridge {name} (which needs {VLAN_FILTERING})");
+        Self::add(doing, with_mac(builder.vlan_filtering(true), mac))
+    }
+
+    /// Has bridge `link`, called `name`, heed the VLANs of its ports, or not.
+    pub fn set_vlan_filtering(name: &IfName, link: &LinkMessage, on: bool) -> Self {
+        // A link's kind goes with a change of what is the kind's own; it is known by its index.
+        let mut message = LinkMessageBuilder::<LinkBridge>::new(name.as_str())
+            .vlan_filtering(on)
+            .build();
+        message.header.index = link.header.index;
+        let doing = format!("set VLAN filtering of {name} (which needs {VLAN_FILTERING})");
+        Self::new(doing, |handle| handle.link().set_port(message).execute())
+    }
+
+    /// Lets frames of `vlans` through port `link`, called `name`.
+    pub fn add_vlans(name: &IfName, link: &LinkMessage, vlans: &NicVlans) -> Self {
+        let mut builder = LinkBridgeVlan::new(link.header.index);
+        if let Some(id) = vlans.untagged {
+            let untagged = BridgeVlanInfoFlags::Pvid | BridgeVlanInfoFlags::Untagged;
+            builder = builder.vlan(id.get(), untagged);
+        }
+        for id in &vlans.tagged {
+            builder = builder.vlan(id.get(), BridgeVlanInfoFlags::empty());
+        }
+        let message = builder.build();
+        let doing = format!("let VLANs through port {name} (which needs {VLAN_FILTERING})");
+        Self::new(doing, |handle| handle.link().set(message).execute())
+    }
+
+    /// Keeps frames of VLAN `id` from port `link`, called `name`.
+    pub fn delete_vlan(name: &IfName, link: &LinkMessage, id: VlanId) -> Self {
+        let builder = LinkBridgeVlan::new(link.header.index);
+        let message = builder.vlan(id.get(), BridgeVlanInfoFlags::empty()).build();
+        let index = link.header.index;
+        let doing = format!("keep VLAN {id} from port {name}");
+        let request = Self::new(doing, move |handle| {
+            let mut request = handle.link().del(index);
+            *request.message_mut() = message;
+            request.execute()
+        });
+        Self {
+            fine: Some(libc::ENOENT),
+            ..request
+        }
     }
 
     /// Makes a bond, down.
@@ -398,6 +447,18 @@ impl Netlink {
         self.ask(doing, |handle| handle.link().add(message).execute())
     }
 
+    /// Puts `port`, which is one of a bridge that heeds VLANs, in `vlans` and no others.
+    ///
+    /// # Errors
+    /// The kernel's, or there is no such link.
+    pub fn set_vlans(&self, port: &IfName, vlans: &NicVlans) -> Result<(), NetlinkError> {
+        let link = self.there(port)?;
+        if !vlans.all().any(|id| id == VlanId::DEFAULT) {
+            self.do_one(Request::delete_vlan(port, &link, VlanId::DEFAULT))?;
+        }
+        self.do_one(Request::add_vlans(port, &link, vlans))
+    }
+
     /// Lets `port`, which is one of a bridge, exchange frames only with ports that are not isolated, such as the bridge.
     ///
     /// # Errors
@@ -481,7 +542,7 @@ fn with_mac<T>(builder: LinkMessageBuilder<T>, mac: Option<MacAddr>) -> LinkMess
 /// Whether `link` is what it was made as.
 pub fn is_made(link: &LinkMessage, kind: &Kind, mac: Option<MacAddr>) -> bool {
     let kind = match kind {
-        Kind::Bridge => InfoKind::Bridge,
+        Kind::Bridge { .. } => InfoKind::Bridge,
         Kind::Bond(_) => InfoKind::Bond,
         Kind::Vlan { .. } => InfoKind::Vlan,
     };

@@ -39,7 +39,10 @@ impl Stage {
                 LinkStep::Add { .. } | LinkStep::Delete { .. } => Self::NewLinks,
                 LinkStep::Enslave { .. } | LinkStep::Release { .. } => Self::Uplinks,
                 LinkStep::SetUp { .. } | LinkStep::SetDown { .. } => Self::Open,
-                LinkStep::SetMtu { .. }
+                LinkStep::SetVlanFiltering { .. }
+                | LinkStep::AddVlan { .. }
+                | LinkStep::DeleteVlan { .. }
+                | LinkStep::SetMtu { .. }
                 | LinkStep::AddAddress { .. }
                 | LinkStep::DeleteAddress { .. } => Self::Links,
             },

@@ -23,9 +23,10 @@ pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -
     }
     if found.is_none() {
         let (link, mac) = (name.clone(), Some(bridge_mac(network)));
-        let kind = Kind::Bridge;
+        let kind = kind(network);
         steps.push(LinkStep::Add { link, kind, mac }.into());
     }
+    steps.extend(vlan_filtering(network, found));
     steps.extend(sysctls(network, &name, inventory));
     let mtu = desired_mtu(network);
     let was = found.map_or(super::DEFAULT_MTU, |link| link.mtu);
@@ -40,6 +41,21 @@ pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -
     }
     steps.extend(services(config, network, held, inventory));
     steps
+}
+
+/// The kind of link that the network's own bridge is.
+pub(super) fn kind(network: &Network) -> Kind {
+    Kind::Bridge {
+        vlan_filtering: network.vlan_filtering,
+    }
+}
+
+/// A bridge that is there heeds VLANs, or not, as the file has it now.
+pub(super) fn vlan_filtering(network: &Network, found: Option<&Link>) -> Option<Step> {
+    let found = found?;
+    let on = network.vlan_filtering;
+    let link = network.own_bridge();
+    (found.vlan_filtering != on).then(|| LinkStep::SetVlanFiltering { link, on }.into())
 }
 
 /// What the host does on the bridge by itself. As the gateway it takes no other's router advertisements, which a guest

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use super::step::{Step, files};
-use crate::config::{Config, Guest, Ipv4, Mode, Network, Nic, Prefix};
+use crate::config::{Config, Ipv4, Mode, Network, Prefix};
 use crate::network::inventory::{Dnsmasq, DnsmasqFiles};
 use crate::network::policy::Policy;
 use crate::types::Family;
@@ -151,7 +151,7 @@ fn leads_out(config: &Config, network: &Network, family: Family) -> bool {
 /// Which MAC address gets which addresses and name.
 fn dhcp_hosts(config: &Config, network: &Network) -> String {
     let mut text = String::new();
-    for (guest, nic) in nics_on(config, network) {
+    for (guest, nic) in config.nics_on(network) {
         let mut words = vec![nic.mac.to_string()];
         words.extend(nic.ip.map(|ip| ip.to_string()));
         words.extend(nic.ipv6.map(|ip| format!("[{ip}]")));
@@ -164,22 +164,11 @@ fn dhcp_hosts(config: &Config, network: &Network) -> String {
 /// Names of guests that have an address before they ask for one.
 fn hosts(config: &Config, network: &Network) -> String {
     let mut text = String::new();
-    for (guest, nic) in nics_on(config, network) {
+    for (guest, nic) in config.nics_on(network) {
         let ips = [nic.ip.map(IpAddr::V4), nic.ipv6.map(IpAddr::V6)];
         for ip in ips.into_iter().flatten() {
             text.push_str(&format!("{ip} {}\n", guest.name));
         }
     }
     text
-}
-
-fn nics_on<'a>(
-    config: &'a Config,
-    network: &'a Network,
-) -> impl Iterator<Item = (&'a Guest, &'a Nic)> {
-    let all = config
-        .guests
-        .values()
-        .flat_map(|guest| guest.nics.iter().map(move |nic| (guest, nic)));
-    all.filter(|(_, nic)| nic.network == network.name)
 }

@@ -1,16 +1,18 @@
 //! What a network on the LAN needs: a link that guests are attached to. An uplink of macvtaps or somebody else's bridge must
 //! be there; a bridge over an uplink is made, and what the host has on the uplink moves there.
 
-use super::link_step::{Kind, LinkStep, Master};
+use std::collections::BTreeSet;
+
+use super::link_step::{LinkStep, Master};
 use super::step::Step;
 use super::uplink::{heed_routers, take_over, without_ipv6};
 use super::{bridge, clash, network_dir, uplink};
-use crate::config::{LanBridge, Mode, Network, Uplink};
+use crate::config::{Config, LanBridge, Mode, Network, Uplink};
 use crate::network::inventory::{Inventory, Link};
-use crate::types::{IfName, MacAddr};
+use crate::types::{IfName, MacAddr, VlanId};
 
 /// The steps: a directory, by which guests show that they use the network, and a bridge if it has one of its own.
-pub(super) fn steps(network: &Network, inventory: &Inventory) -> Vec<Step> {
+pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -> Vec<Step> {
     let held = inventory.networks.get(&network.name);
     let mut steps = Vec::new();
     if !held.is_some_and(|held| held.dir) {
@@ -22,6 +24,7 @@ pub(super) fn steps(network: &Network, inventory: &Inventory) -> Vec<Step> {
     } = &network.mode
     {
         steps.extend(bridge_steps(network, uplink, inventory));
+        steps.extend(vlans(config, network, uplink, inventory));
     }
     steps
 }
@@ -36,11 +39,12 @@ fn bridge_steps(network: &Network, uplink: &Uplink, inventory: &Inventory) -> Ve
     if found.is_none() {
         let add = LinkStep::Add {
             link: name.clone(),
-            kind: Kind::Bridge,
+            kind: bridge::kind(network),
             mac: Some(bridge_mac(network, uplink, inventory)),
         };
         steps.push(add.into());
     }
+    steps.extend(bridge::vlan_filtering(network, found));
     steps.extend(match uplink.vlan {
         Some(_) => without_ipv6(&name, inventory),
         None => hardware(uplink, inventory)
@@ -70,6 +74,36 @@ fn bridge_steps(network: &Network, uplink: &Uplink, inventory: &Inventory) -> Ve
         steps.extend(take_over_below(uplink, &name, inventory));
     }
     steps
+}
+
+/// The VLANs of the network's NICs leave by the uplink with their tags; 1 is the bridge's own, without.
+fn vlans(config: &Config, network: &Network, uplink: &Uplink, inventory: &Inventory) -> Vec<Step> {
+    if !network.vlan_filtering {
+        return Vec::new();
+    }
+    let port = uplink.link();
+    let nics = config.nics_on(network);
+    let wanted: BTreeSet<VlanId> = nics.flat_map(|(_, nic)| nic.vlans.all()).collect();
+    let found = inventory
+        .link(port.as_str())
+        .filter(|_| inventory.link(network.own_bridge().as_str()).is_some());
+    let there = found.map(|found| found.vlans.clone()).unwrap_or_default();
+    let own = VlanId::DEFAULT;
+    let add = wanted
+        .iter()
+        .filter(|id| !there.contains(id) && **id != own);
+    let add = add.map(|id| LinkStep::AddVlan {
+        link: port.clone(),
+        id: *id,
+    });
+    let delete = there
+        .iter()
+        .filter(|id| !wanted.contains(id) && **id != own);
+    let delete = delete.map(|id| LinkStep::DeleteVlan {
+        link: port.clone(),
+        id: *id,
+    });
+    delete.chain(add).map(Step::from).collect()
 }
 
 /// What the host has on the uplink; where that is a bond yet to be made, it has by then what its links have now.
@@ -126,7 +160,9 @@ pub(super) fn clash(network: &Network, inventory: &Inventory) -> Option<(String,
     match &network.mode {
         Mode::Bridge {
             bridge: LanBridge::There(bridge),
-        } => no_bridge(bridge, inventory).or_else(|| large_mtu(network, bridge, inventory)),
+        } => no_bridge(bridge, inventory)
+            .or_else(|| heedless(network, bridge, inventory))
+            .or_else(|| large_mtu(network, bridge, inventory)),
         Mode::Bridge {
             bridge: LanBridge::Over { uplink, force },
         } => {
@@ -166,6 +202,16 @@ fn no_bridge(name: &IfName, inventory: &Inventory) -> Option<(String, String)> {
         None => format!("name a bridge, or write uplink = \"{name}\" to have one made over it"),
     };
     Some((format!("`{name}` is no bridge"), remedy))
+}
+
+/// Whether somebody's bridge heeds VLANs is not ringtap's to say.
+fn heedless(network: &Network, name: &IfName, inventory: &Inventory) -> Option<(String, String)> {
+    let found = inventory.link(name.as_str())?;
+    (network.vlan_filtering && !found.vlan_filtering).then(|| {
+        let cause = format!("`{name}` does not heed VLANs");
+        let remedy = format!("switch it on: ip link set {name} type bridge vlan_filtering 1");
+        (cause, remedy)
+    })
 }
 
 /// Why an uplink had better not be bridged.

@@ -55,6 +55,27 @@ pub enum LinkStep {
         /// Whether it is to be up.
         was_up: bool,
     },
+    /// Have a bridge heed the VLANs of its ports, or not.
+    SetVlanFiltering {
+        /// The bridge.
+        link: IfName,
+        /// Whether it heeds them.
+        on: bool,
+    },
+    /// Let frames of a VLAN, with its tag, through a port of a bridge.
+    AddVlan {
+        /// The port.
+        link: IfName,
+        /// The VLAN.
+        id: VlanId,
+    },
+    /// Undo [`LinkStep::AddVlan`].
+    DeleteVlan {
+        /// The port.
+        link: IfName,
+        /// The VLAN.
+        id: VlanId,
+    },
     /// Set a link's MTU.
     SetMtu {
         /// The link.
@@ -95,7 +116,10 @@ pub enum LinkStep {
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// A bridge, without spanning tree.
-    Bridge,
+    Bridge {
+        /// Whether it heeds the VLANs of its ports.
+        vlan_filtering: bool,
+    },
     /// A bond.
     Bond(BondMode),
     /// A VLAN of another link.
@@ -138,6 +162,9 @@ impl LinkStep {
                 mtu: was,
                 was: mtu,
             },
+            Self::SetVlanFiltering { link, on } => Self::SetVlanFiltering { link, on: !on },
+            Self::AddVlan { link, id } => Self::DeleteVlan { link, id },
+            Self::DeleteVlan { link, id } => Self::AddVlan { link, id },
             Self::SetUp { link } => Self::SetDown { link },
             Self::SetDown { link } => Self::SetUp { link },
             Self::AddAddress { link, address } => Self::DeleteAddress { link, address },
@@ -170,7 +197,14 @@ impl fmt::Display for LinkStep {
                     write!(f, " address {mac}")?;
                 }
                 match kind {
-                    Kind::Bridge => f.write_str(" type bridge stp_state 0"),
+                    Kind::Bridge { vlan_filtering } => {
+                        f.write_str(" type bridge stp_state 0")?;
+                        f.write_str(if *vlan_filtering {
+                            " vlan_filtering 1"
+                        } else {
+                            ""
+                        })
+                    }
                     Kind::Bond(mode) => {
                         write!(f, " type bond mode {} miimon {MIIMON}", mode.name())
                     }
@@ -198,6 +232,12 @@ impl fmt::Display for LinkStep {
                 let state = if *was_up { "up" } else { "down" };
                 write!(f, "ip link set {port} nomaster {state}")
             }
+            Self::SetVlanFiltering { link, on } => {
+                let on = u8::from(*on);
+                write!(f, "ip link set {link} type bridge vlan_filtering {on}")
+            }
+            Self::AddVlan { link, id } => write!(f, "bridge vlan add dev {link} vid {id}"),
+            Self::DeleteVlan { link, id } => write!(f, "bridge vlan delete dev {link} vid {id}"),
             Self::SetMtu { link, mtu, .. } => write!(f, "ip link set {link} mtu {mtu}"),
             Self::SetUp { link } => write!(f, "ip link set {link} up"),
             Self::SetDown { link } => write!(f, "ip link set {link} down"),

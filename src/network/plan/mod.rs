@@ -103,7 +103,7 @@ pub fn plan(
         networks.iter().partition(|network| network.is_lan());
     let mut planned = uplink::steps(&on_lan, inventory);
     for network in &on_lan {
-        let steps = lan::steps(network, inventory);
+        let steps = lan::steps(config, network, inventory);
         planned.extend(Planned::all(&Owner::Network(network.name.clone()), steps));
     }
     for network in &routed {
