@@ -357,7 +357,7 @@ fn leads_nowhere(
 fn check_links(reader: &Reader<'_>, networks: &ReadMap<'_, Network>, guests: &ReadMap<'_, Guest>) {
     let bridges = networks.values().filter_map(|read| {
         let network = read.value.as_ref();
-        let network = network.filter(|network| network.has_own_bridge())?;
+        let network = network.filter(|it| it.has_own_bridge() || it.has_shim())?;
         Some((network.own_bridge(), &read.section))
     });
     let taps = guests.values().flat_map(|read| {
@@ -418,6 +418,10 @@ fn quarrel(one: (&Network, &Uplink), other: (&Network, &Uplink)) -> Option<(Stri
             other.name
         );
         return Some((cause, "write the same uplink for both".to_owned()));
+    }
+    if uplink.link() == its.link() && network.has_shim() && other.has_shim() {
+        let cause = format!("networks.{} has a shim on `{}`", other.name, its.link());
+        return Some((cause, "one is enough: leave out the other".to_owned()));
     }
     let bridges = [network, other].map(Network::has_own_bridge);
     if uplink.link() != its.link() || !bridges.contains(&true) {

@@ -50,7 +50,7 @@ pub struct Ipv4 {
 }
 
 impl Network {
-    /// What the bridge is called that ringtap makes for the network, if it makes one.
+    /// What the link is called that ringtap makes for the network, if it makes one: a bridge, but for [`Network::has_shim`].
     pub fn own_bridge(&self) -> IfName {
         IfName::derived_from("rt-", &self.name)
     }
@@ -75,6 +75,11 @@ impl Network {
             | Mode::Macvtap { uplink, .. } => Some(uplink),
             _ => None,
         }
+    }
+
+    /// Whether ringtap makes a macvlan for it, so that the host and guests on macvtaps can talk.
+    pub fn has_shim(&self) -> bool {
+        matches!(self.mode, Mode::Macvtap { shim: true, .. })
     }
 
     /// Whether ringtap makes a bridge for it.
@@ -137,6 +142,8 @@ pub enum Mode {
         uplink: Uplink,
         /// Whom they exchange frames with.
         peers: MacvtapMode,
+        /// Whether the host gets a link beside them, to which what it has on the uplink moves.
+        shim: bool,
     },
 }
 
@@ -224,6 +231,7 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
         "vlan-filtering",
         "force",
         "macvtap-mode",
+        "shim",
     ];
     reader.known_keys(&section, &known);
     let mode = read_mode(reader, &section);
@@ -338,7 +346,8 @@ fn read_net<T: FromStr<Err: Display>>(
 fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
     let text = reader.required(section, "mode", "\"nat\"")?;
     let truth = |key| reader.boolean(section, key).map(|truth| truth.value);
-    let (host, nat66, force) = (truth("host"), truth("nat66"), truth("force"));
+    let (host, nat66) = (truth("host"), truth("nat66"));
+    let (force, shim) = (truth("force"), truth("shim"));
     let only_for = |key: &str, there: bool, mode: &str| {
         if there && text.value != mode {
             reader.problem(
@@ -354,6 +363,7 @@ fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
     only_for("forwards", section.has("forwards"), "nat");
     only_for("bridge", section.has("bridge"), "bridge");
     only_for("macvtap-mode", section.has("macvtap-mode"), "macvtap");
+    only_for("shim", shim.is_some(), "macvtap");
     only_for("force", force.is_some(), "bridge");
     for key in ["uplink", "vlan"]
         .into_iter()
@@ -380,7 +390,7 @@ fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
         "bridge" => Mode::Bridge {
             bridge: read_lan_bridge(reader, section, force.unwrap_or(false))?,
         },
-        "macvtap" => read_macvtap(reader, section)?,
+        "macvtap" => read_macvtap(reader, section, shim.unwrap_or(false))?,
         _ => {
             let cause = format!("unknown mode {:?}", text.value);
             let remedy = suggest(text.value, Mode::NAMES);
@@ -420,7 +430,7 @@ fn read_lan_bridge<'t>(
     Some(LanBridge::There(bridge.value))
 }
 
-fn read_macvtap<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
+fn read_macvtap<'t>(reader: &Reader<'t>, section: &Section<'t>, shim: bool) -> Option<Mode> {
     let uplink = uplink::read(reader, section);
     let peers = match reader.text(section, "macvtap-mode") {
         Some(text) => {
@@ -430,9 +440,20 @@ fn read_macvtap<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> 
         }
         None => MacvtapMode::Bridge,
     };
+    let uplink = uplink?;
+    let useless = match (peers, uplink.vlan) {
+        (_, Some(_)) => Some("the host has nothing in the VLAN that could move there"),
+        (MacvtapMode::Bridge, None) => None,
+        (_, None) => Some("macvtaps reach it in no other mode than \"bridge\""),
+    };
+    if let Some(cause) = useless.filter(|_| shim) {
+        let span = section.span_of("shim");
+        reader.problem(&span, section.key("shim"), cause, "leave it out");
+    }
     Some(Mode::Macvtap {
-        uplink: uplink?,
+        uplink,
         peers,
+        shim,
     })
 }
 

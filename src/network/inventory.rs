@@ -151,8 +151,8 @@ pub struct Held {
     /// Whether the network's directory is there.
     #[serde(default)]
     pub dir: bool,
-    /// Whether ringtap made (or was about to make) the network's bridge.
-    pub bridge: bool,
+    /// Whether ringtap made (or was about to make) the network's bridge, or whatever link it has of its own.
+    pub own_link: bool,
     /// The addresses ringtap put on it.
     #[serde(default)]
     pub addresses: Vec<IpNet>,

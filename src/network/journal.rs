@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::confirm;
-use super::plan::{Kind, LinkStep, Owner, Planned, Step};
+use super::plan::{LinkStep, Owner, Planned, Step};
 use crate::types::{IfName, Name};
 
 const JOURNAL: &str = "state.json";
@@ -71,14 +71,10 @@ pub struct Record {
 }
 
 impl Record {
-    /// The name of the bridge ringtap made.
-    pub fn bridge(&self) -> Option<&IfName> {
+    /// The name of the link ringtap made: a bridge, or a macvlan for the host.
+    pub fn own_link(&self) -> Option<&IfName> {
         self.teardown.iter().find_map(|step| match step {
-            Step::Link(LinkStep::Delete {
-                link,
-                kind: Kind::Bridge { .. },
-                ..
-            }) => Some(link),
+            Step::Link(LinkStep::Delete { link, .. }) => Some(link),
             _ => None,
         })
     }

@@ -344,7 +344,8 @@ fn refuse_in_use(journal: &Journal, netlink: &Netlink, names: &[Name]) -> Result
 /// The links on the bridge that ringtap made for the network, its uplink aside.
 fn ports(journal: &Journal, netlink: &Netlink, name: &Name) -> Result<Vec<String>, Error> {
     let record = journal.networks.get(name);
-    let Some((record, bridge)) = record.and_then(|record| Some((record, record.bridge()?))) else {
+    let Some((record, bridge)) = record.and_then(|record| Some((record, record.own_link()?)))
+    else {
         return Ok(Vec::new());
     };
     let uplink = record.uplink().map(IfName::as_str);

@@ -85,7 +85,7 @@ pub fn observe(
 fn sysctls(links: &[Link], journal: &Journal) -> io::Result<BTreeMap<String, String>> {
     let mut values = sysctl::forwarding(Family::Ipv4)?;
     values.append(&mut sysctl::forwarding(Family::Ipv6)?);
-    let bridges = journal.networks.values().filter_map(Record::bridge);
+    let bridges = journal.networks.values().filter_map(Record::own_link);
     let shared = journal.links.keys();
     let alone = links.iter().filter(|link| link.master.is_none());
     let names: BTreeSet<&str> = bridges
@@ -115,7 +115,7 @@ fn held(run_dir: &Path, name: &Name, record: &Record, listings: &BTreeMap<String
     let listed = listings.get(&table_name(name));
     Held {
         dir: dir.is_dir(),
-        bridge: record.bridge().is_some(),
+        own_link: record.own_link().is_some(),
         addresses: record.addresses(),
         table: nft::loaded(&dir.join(files::TABLE)).map(|table| Table {
             intact: listed == Some(&table.listing),

@@ -37,6 +37,11 @@ impl Netns {
         this
     }
 
+    /// Its name, for `ip`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// A command that will run inside.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");

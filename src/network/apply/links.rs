@@ -32,6 +32,7 @@ fn request(
             Kind::Bridge { vlan_filtering } => Request::add_bridge(link, *mac, *vlan_filtering),
             Kind::Bond(mode) => Request::add_bond(link, *mac, *mode),
             Kind::Vlan { link: over, id } => Request::add_vlan(link, there(over)?, *id),
+            Kind::Macvlan { link: over } => Request::add_macvlan(link, there(over)?, *mac),
         },
         LinkStep::Delete { link, kind, mac } => match found(link) {
             Some(there) if is_made(there, kind, *mac) => Request::delete(link, there),

@@ -17,10 +17,12 @@ use rtnetlink::packet_route::address::{
 use rtnetlink::packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol,
+};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::netlink::{Netlink, NetlinkError};
+use super::netlink::{Netlink, NetlinkError, mac_of};
 use crate::network::observe;
 use crate::types::IfName;
 
@@ -42,11 +44,14 @@ pub fn execute(netlink: &Netlink, from: &IfName, to: &IfName) -> Result<(), Netl
     let (Some(old), Some(new)) = (netlink.link(from)?, netlink.link(to)?) else {
         return Ok(());
     };
+    // Neighbours that know the host by another address are to hear of the new one: they are asked again.
+    let is_known = mac_of(&old) == mac_of(&new);
     let end = |index, name| End { index, name };
     let (old, new) = (end(old.header.index, from), end(new.header.index, to));
     let addresses = addresses_of(netlink, old)?;
     let routes = routes_over(netlink, old, &addresses)?;
-    let neighbours = neighbours_on(netlink, old)?;
+    let mut neighbours = neighbours_on(netlink, old)?;
+    neighbours.retain(|neighbour| is_known || is_by_hand(neighbour));
     netlink.ask(
         format!("move {from}'s addresses to {to}"),
         |handle| async move {
@@ -216,6 +221,8 @@ fn moved_address(address: &AddressMessage, old: End<'_>, new: End<'_>) -> Addres
 fn moved_route(route: &RouteMessage, old: End<'_>, new: End<'_>) -> RouteMessage {
     const TICKS: u32 = 100; // a second, as the kernel counts for user space (USER_HZ)
     let mut moved = route.clone();
+    // The kernel tells by the others how things are at the moment, and does not want to hear it.
+    moved.header.flags &= RouteFlags::Onlink;
     let mut expires = None;
     for attribute in &mut moved.attributes {
         match attribute {

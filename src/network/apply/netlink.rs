@@ -16,10 +16,10 @@ use ipnet::IpNet;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{
     BondMode as netlink_bond, BridgeStpState, BridgeVlanInfoFlags, InfoBridgePort, InfoKind,
-    InfoPortData, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage, MacVtapMode,
+    InfoPortData, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage, MacVlanMode, MacVtapMode,
 };
 use rtnetlink::{
-    AddressMessageBuilder, Handle, LinkBond, LinkBridge, LinkBridgeVlan, LinkMacVtap,
+    AddressMessageBuilder, Handle, LinkBond, LinkBridge, LinkBridgeVlan, LinkMacVlan, LinkMacVtap,
     LinkMessageBuilder, LinkUnspec, LinkVlan,
 };
 use thiserror::Error;
@@ -164,6 +164,13 @@ impl Request {
         let message = LinkVlan::new(name.as_str(), over.header.index, id.get()).build();
         let doing = format!("make VLAN link {name} (which needs the kernel's module 8021q)");
         Self::add(doing, message)
+    }
+
+    /// Makes a macvlan of `over`, down.
+    pub fn add_macvlan(name: &IfName, over: &LinkMessage, mac: Option<MacAddr>) -> Self {
+        let builder = LinkMacVlan::new(name.as_str(), over.header.index, MacVlanMode::Bridge);
+        let doing = format!("make macvlan {name} (which needs the kernel's module macvlan)");
+        Self::add(doing, with_mac(builder, mac))
     }
 
     /// Makes `link`, called `name`, a port of `master`; it is up then.
@@ -545,6 +552,7 @@ pub fn is_made(link: &LinkMessage, kind: &Kind, mac: Option<MacAddr>) -> bool {
         Kind::Bridge { .. } => InfoKind::Bridge,
         Kind::Bond(_) => InfoKind::Bond,
         Kind::Vlan { .. } => InfoKind::Vlan,
+        Kind::Macvlan { .. } => InfoKind::MacVlan,
     };
     let info = |info: &LinkInfo| matches!(info, LinkInfo::Kind(is) if *is == kind);
     let is_kind = link.attributes.iter().any(|attribute| match attribute {
@@ -552,7 +560,7 @@ pub fn is_made(link: &LinkMessage, kind: &Kind, mac: Option<MacAddr>) -> bool {
         _ => false,
     });
     // A bond's address is that of its links in the end.
-    is_kind && mac.is_none_or(|mac| kind == InfoKind::Bond || has_mac(link, mac))
+    is_kind && mac.is_none_or(|mac| kind == InfoKind::Bond || mac_of(link) == Some(&mac.octets()))
 }
 
 /// Whether `link` is a port of `master`.
@@ -562,8 +570,12 @@ pub fn is_port_of(link: &LinkMessage, master: &LinkMessage) -> bool {
     link.attributes.iter().any(is)
 }
 
-fn has_mac(link: &LinkMessage, mac: MacAddr) -> bool {
-    link.attributes.iter().any(
-        |attribute| matches!(attribute, LinkAttribute::Address(bytes) if *bytes == mac.octets()),
-    )
+/// The address of `link`, in the order of the wire.
+pub fn mac_of(link: &LinkMessage) -> Option<&[u8]> {
+    link.attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Address(bytes) => Some(&bytes[..]),
+            _ => None,
+        })
 }

@@ -52,7 +52,7 @@ pub(super) fn clashes(config: &Config, networks: &[&Network], inventory: &Invent
             lan::clash(network, inventory)
         } else {
             no_ipv6(network, inventory)
-                .or_else(|| taken_name(network, bridge::bridge_mac(network), inventory))
+                .or_else(|| taken_name(network, "bridge", bridge::bridge_mac(network), inventory))
                 .or_else(|| taken_port(config, network, inventory, &strangers))
                 .or_else(|| {
                     // The chosen networks' own bridges may hold an old address until this plan is done.
@@ -116,17 +116,18 @@ fn taken_port(
     })
 }
 
-/// A link that has the bridge's name and is not the bridge ringtap made, which has address `mac`.
+/// A link that has the name of the network's own and is not that of `kind` and address `mac` that ringtap made.
 pub(super) fn taken_name(
     network: &Network,
+    kind: &str,
     mac: MacAddr,
     inventory: &Inventory,
 ) -> Option<(String, String)> {
     let name = network.own_bridge();
     let found = inventory.link(name.as_str())?;
     let held = inventory.networks.get(&network.name);
-    let is_it = found.kind.as_deref() == Some("bridge") && found.mac == Some(mac);
-    if held.is_some_and(|held| held.bridge) && is_it {
+    let is_it = found.kind.as_deref() == Some(kind) && found.mac == Some(mac);
+    if held.is_some_and(|held| held.own_link) && is_it {
         return None;
     }
     Some((

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::link_step::{LinkStep, Master};
+use super::link_step::{Kind, LinkStep, Master};
 use super::step::Step;
 use super::uplink::{heed_routers, take_over, without_ipv6};
 use super::{bridge, clash, network_dir, uplink};
@@ -19,14 +19,60 @@ pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -
         let dir = network_dir(&inventory.run_dir, &network.name);
         steps.push(Step::MakeDir { dir });
     }
-    if let Mode::Bridge {
-        bridge: LanBridge::Over { uplink, .. },
-    } = &network.mode
-    {
-        steps.extend(bridge_steps(network, uplink, inventory));
-        steps.extend(vlans(config, network, uplink, inventory));
+    match &network.mode {
+        Mode::Bridge {
+            bridge: LanBridge::Over { uplink, .. },
+        } => {
+            steps.extend(bridge_steps(network, uplink, inventory));
+            steps.extend(vlans(config, network, uplink, inventory));
+        }
+        Mode::Macvtap {
+            uplink, shim: true, ..
+        } => steps.extend(shim_steps(network, uplink, inventory)),
+        _ => {}
     }
     steps
+}
+
+/// A macvlan beside the guests' macvtaps, since those can't talk to the uplink itself. It has an address of its own: the
+/// kernel gives it no other's.
+fn shim_steps(network: &Network, uplink: &Uplink, inventory: &Inventory) -> Vec<Step> {
+    let name = network.own_bridge();
+    let found = inventory.link(name.as_str());
+    let over = uplink.link();
+    let mut steps: Vec<Step> = Vec::new();
+    if found.is_none() {
+        let add = LinkStep::Add {
+            link: name.clone(),
+            kind: Kind::Macvlan { link: over.clone() },
+            mac: Some(bridge::bridge_mac(network)),
+        };
+        steps.push(add.into());
+        let below = hardware(uplink, inventory);
+        steps.extend(below.and_then(|below| heed_routers(&name, below, inventory)));
+    }
+    steps.extend(ignore_routers(&over, inventory));
+    if !found.is_some_and(|link| link.up) {
+        let link = name.clone();
+        steps.push(LinkStep::SetUp { link }.into());
+    }
+    steps.extend(take_over_below(uplink, &name, inventory));
+    steps
+}
+
+/// The uplink sees what routers advertise as well, and would have addresses and routes again.
+fn ignore_routers(over: &IfName, inventory: &Inventory) -> Option<Step> {
+    let key = format!(
+        "net.ipv6.conf.{}.accept_ra",
+        over.as_str().replace('.', "/")
+    );
+    let was = inventory
+        .sysctls
+        .get(&key)
+        .filter(|was| *was != "0")?
+        .clone();
+    let value = "0".to_owned();
+    Some(Step::SetSysctl { key, value, was })
 }
 
 /// The bridge is up before the uplink is its port, and has the uplink's address: nobody on the LAN sees a difference.
@@ -52,7 +98,7 @@ fn bridge_steps(network: &Network, uplink: &Uplink, inventory: &Inventory) -> Ve
             .and_then(|below| heed_routers(&name, below, inventory)),
     });
     let was = found.map_or(super::DEFAULT_MTU, |link| link.mtu);
-    let mtu = hardware(uplink, inventory).map_or(was, |link| link.mtu);
+    let mtu = below_mtu(uplink, inventory).unwrap_or(was);
     if mtu != was {
         let link = name.clone();
         steps.push(LinkStep::SetMtu { link, mtu, was }.into());
@@ -133,7 +179,17 @@ fn take_over_below(uplink: &Uplink, bridge: &IfName, inventory: &Inventory) -> O
     })
 }
 
-/// The link whose address and MTU the bridge takes: the uplink, or the first of those it is yet to be made of.
+/// The MTU of the uplink, or the one that it is going to have.
+fn below_mtu(uplink: &Uplink, inventory: &Inventory) -> Option<u32> {
+    if let Some(there) = inventory.link(uplink.base_link().as_str()) {
+        return Some(there.mtu);
+    }
+    let links = uplink.hardware().iter();
+    let mtus = links.filter_map(|link| Some(inventory.link(link.as_str())?.mtu));
+    mtus.min()
+}
+
+/// The link whose address the bridge takes: the uplink, or the first of those it is yet to be made of.
 fn hardware<'i>(uplink: &Uplink, inventory: &'i Inventory) -> Option<&'i Link> {
     let base = uplink.base_link();
     let first = || inventory.link(uplink.hardware().first()?.as_str());
@@ -153,8 +209,9 @@ fn bridge_mac(network: &Network, uplink: &Uplink, inventory: &Inventory) -> MacA
 /// What stands in the way: cause and remedy.
 pub(super) fn clash(network: &Network, inventory: &Inventory) -> Option<(String, String)> {
     let held = inventory.networks.get(&network.name);
-    if held.is_some_and(|held| held.bridge) && !network.has_own_bridge() {
-        let cause = "it is up with a bridge of its own".to_owned();
+    let has_own = network.has_own_bridge() || network.has_shim();
+    if held.is_some_and(|held| held.own_link) && !has_own {
+        let cause = "it is up with a link of its own".to_owned();
         return Some((cause, format!("run `ringtap down {}` first", network.name)));
     }
     match &network.mode {
@@ -170,12 +227,17 @@ pub(super) fn clash(network: &Network, inventory: &Inventory) -> Option<(String,
             uplink::clash(uplink, Some(&own), inventory)
                 .or_else(|| {
                     let mac = bridge_mac(network, uplink, inventory);
-                    clash::taken_name(network, mac, inventory)
+                    clash::taken_name(network, "bridge", mac, inventory)
                 })
                 .or_else(|| unbridgeable(uplink, *force, inventory))
                 .or_else(|| large_mtu(network, uplink.hardware().first()?, inventory))
         }
-        Mode::Macvtap { uplink, .. } => uplink::clash(uplink, None, inventory)
+        Mode::Macvtap { uplink, shim, .. } => uplink::clash(uplink, None, inventory)
+            .or_else(|| {
+                let mac = bridge::bridge_mac(network);
+                let taken = || clash::taken_name(network, "macvlan", mac, inventory);
+                shim.then(taken).flatten()
+            })
             .or_else(|| large_mtu(network, uplink.hardware().first()?, inventory)),
         _ => None,
     }

@@ -129,6 +129,11 @@ pub enum Kind {
         /// The VLAN.
         id: VlanId,
     },
+    /// A macvlan of another link, which exchanges frames with its like.
+    Macvlan {
+        /// The other link.
+        link: IfName,
+    },
 }
 
 /// What a port is one of.
@@ -189,7 +194,7 @@ impl fmt::Display for LinkStep {
         match self {
             Self::Add { link, kind, mac } => {
                 f.write_str("ip link add ")?;
-                if let Kind::Vlan { link: over, .. } = kind {
+                if let Kind::Vlan { link: over, .. } | Kind::Macvlan { link: over } = kind {
                     write!(f, "link {over} name ")?;
                 }
                 write!(f, "{link}")?;
@@ -209,6 +214,7 @@ impl fmt::Display for LinkStep {
                         write!(f, " type bond mode {} miimon {MIIMON}", mode.name())
                     }
                     Kind::Vlan { id, .. } => write!(f, " type vlan id {id}"),
+                    Kind::Macvlan { .. } => f.write_str(" type macvlan mode bridge"),
                 }
             }
             Self::Delete { link, .. } => write!(f, "ip link delete {link}"),

@@ -43,6 +43,7 @@ fn bond_steps(bond: &Bond, inventory: &Inventory) -> Vec<Step> {
             mac: first_mac(bond, inventory),
         };
         steps.push(add.into());
+        steps.extend(bond_mtu(bond, inventory));
         let first = bond.links.first();
         let first = first.and_then(|link| inventory.link(link.as_str()));
         steps.extend(first.and_then(|first| heed_routers(&name, first, inventory)));
@@ -68,6 +69,14 @@ fn bond_steps(bond: &Bond, inventory: &Inventory) -> Vec<Step> {
         steps.push(enslave.into());
     }
     steps
+}
+
+/// A bond gives its own MTU to its links: it is to be theirs instead, the least of them.
+fn bond_mtu(bond: &Bond, inventory: &Inventory) -> Option<Step> {
+    let links = bond.links.iter();
+    let mtus = links.filter_map(|link| Some(inventory.link(link.as_str())?.mtu));
+    let (link, mtu, was) = (bond.name(), mtus.min()?, super::DEFAULT_MTU);
+    (mtu != was).then(|| LinkStep::SetMtu { link, mtu, was }.into())
 }
 
 fn first_mac(bond: &Bond, inventory: &Inventory) -> Option<crate::types::MacAddr> {
