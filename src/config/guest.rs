@@ -10,7 +10,7 @@ use super::problem::suggest;
 use super::reader::{At, Reader, Section};
 use super::uplink;
 use super::values::Memory;
-use super::{Read, ReadMap, read_count, section_name};
+use super::{Read, ReadMap, all, read_count, section_name};
 use crate::types::{IfName, MacAddr, Name, QueuePairs, VlanId};
 
 /// A virtual machine.
@@ -180,12 +180,8 @@ fn read_guest<'t>(
         .map(|word| word.value.to_owned())
         .collect();
     let tables = reader.table_list(&section, "nics");
-    let nics: Vec<Option<Nic>> = tables
-        .iter()
-        .enumerate()
-        .map(|(index, table)| read_nic(reader, table, &format!("{name}/{index}"), networks))
-        .collect();
-    let nics: Option<Vec<Nic>> = nics.into_iter().collect();
+    let nic = |(index, table)| read_nic(reader, table, &format!("{name}/{index}"), networks);
+    let nics = all(tables.iter().enumerate().map(nic));
     let value = (|| {
         Some(Guest {
             name,

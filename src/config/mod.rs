@@ -16,8 +16,10 @@ mod uplink;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use ipnet::IpNet;
 use toml::de::DeTable;
@@ -179,6 +181,26 @@ fn valid<T>(read: ReadMap<'_, T>, value: fn(Read<'_, T>) -> Option<T>) -> BTreeM
     read.into_iter()
         .filter_map(|(name, read)| Some((name, value(read)?)))
         .collect()
+}
+
+/// Each of `read`, if all are valid. All are read even so: every problem is to be noted.
+fn all<T>(read: impl Iterator<Item = Option<T>>) -> Option<Vec<T>> {
+    let read: Vec<Option<T>> = read.collect();
+    read.into_iter().collect()
+}
+
+/// The texts in the list at `key` as `T`s, if all are valid.
+fn parse_each<T: FromStr<Err: Display>>(
+    reader: &Reader<'_>,
+    section: &Section<'_>,
+    key: &str,
+    remedy: &str,
+) -> Option<Vec<T>> {
+    let texts = reader.text_list(section, key);
+    all(texts.iter().enumerate().map(|(index, text)| {
+        let place = format!("{}[{index}]", section.key(key));
+        Some(reader.parse(text, place, remedy)?.value)
+    }))
 }
 
 fn not_toml(text: &str, file: &Path, errors: &[toml::de::Error]) -> Problems {

@@ -10,7 +10,7 @@ use super::problem::suggest;
 use super::reader::{At, Reader, Section};
 use super::uplink::{self, Uplink};
 use super::values::{DhcpRange, Domain, Prefix, Subnet};
-use super::{Read, ReadMap, section_name};
+use super::{Read, ReadMap, parse_each, section_name};
 use crate::types::{Family, IfName, Mtu, Name};
 
 /// A network that guests' NICs are plugged into.
@@ -272,16 +272,12 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
             reader.problem(&section.span_of(key), section.key(key), cause, remedy);
         }
     }
-    let forwards = reader.text_list(&section, "forwards");
-    let forwards: Option<Vec<Forward>> = forwards
-        .iter()
-        .enumerate()
-        .map(|(index, text)| {
-            let key = format!("{}[{index}]", section.key("forwards"));
-            let remedy = "write it as \"tcp:2222 -> web1:22\"";
-            Some(reader.parse(text, key, remedy)?.value)
-        })
-        .collect();
+    let forwards = parse_each::<Forward>(
+        reader,
+        &section,
+        "forwards",
+        "write it as \"tcp:2222 -> web1:22\"",
+    );
     // A key that is there and wrong leaves no network; one that is not there leaves none of that family.
     let value = (|| {
         let subnet = subnet.map_or(Some(None), |read| read.map(|at| Some(at.value)))?;
