@@ -5,9 +5,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::addresses::Addresses;
 use super::network::Network;
 use super::problem::suggest;
-use super::reader::{At, Reader, Section};
+use super::reader::{Reader, Section};
 use super::uplink;
 use super::values::Memory;
 use super::{Read, ReadMap, all, read_count, section_name};
@@ -229,8 +230,7 @@ fn read_nic<'t>(
                 None
             })
         });
-    let ip = read_ip::<Ipv4Addr>(reader, table, "ip", "\"192.168.100.10\"");
-    let ipv6 = read_ip::<Ipv6Addr>(reader, table, "ipv6", "\"fd00:100::10\"");
+    let addresses = Addresses::read(reader, table);
     let mac = reader.parsed::<MacAddr>(table, "mac", "or leave it out for a stable one");
     let queue_pairs = match reader.integer(table, "queue-pairs") {
         Some(number) => read_count(reader, &number, table.key("queue-pairs"), 256)?
@@ -254,17 +254,12 @@ fn read_nic<'t>(
                 format!("write vlan-filtering = true at networks.{name}, or leave it out"),
             );
         }
-        if let Some(ip) = &ip {
-            check_ip(reader, table, ip, network);
-        }
-        if let Some(ipv6) = &ipv6 {
-            check_ipv6(reader, table, ipv6, network);
-        }
+        addresses.check(reader, table, network);
     }
     Some(Nic {
         network: name.clone(),
-        ip: ip.map(|ip| ip.value),
-        ipv6: ipv6.map(|ip| ip.value),
+        ip: addresses.ip,
+        ipv6: addresses.ipv6,
         mac: mac.map_or_else(|| MacAddr::derived_from(mac_seed), |mac| mac.value),
         queue_pairs,
         vlans,
@@ -282,66 +277,4 @@ fn read_vlans(reader: &Reader<'_>, table: &Section<'_>) -> Option<NicVlans> {
         untagged: uplink::read_vlan(reader, table)?,
         tagged: tagged?,
     })
-}
-
-fn read_ip<T: FromStr>(
-    reader: &Reader<'_>,
-    table: &Section<'_>,
-    key: &str,
-    example: &str,
-) -> Option<At<T>> {
-    let text = reader.text(table, key)?;
-    let value = text.value.parse().ok();
-    if value.is_none() {
-        let kind = if key == "ip" { "IPv4" } else { "IPv6" };
-        let cause = format!("{:?} is not an {kind} address", text.value);
-        reader.problem(
-            &text.span,
-            table.key(key),
-            cause,
-            format!("write it as {example}"),
-        );
-    }
-    Some(At {
-        value: value?,
-        span: text.span,
-    })
-}
-
-fn check_ip(reader: &Reader<'_>, table: &Section<'_>, ip: &At<Ipv4Addr>, network: &Network) {
-    let problem = |cause: String, remedy: String| {
-        reader.problem(&ip.span, table.key("ip"), cause, remedy);
-    };
-    let Some(ipv4) = network.ipv4 else {
-        let cause = format!("network {} has no IPv4 addresses", network.name);
-        return problem(cause, no_such_addresses(network, "subnet"));
-    };
-    if let Some(refusal) = ipv4.subnet.refusal(ip.value) {
-        let guests = ipv4.subnet.guests();
-        problem(
-            refusal,
-            format!("write one of {}-{}", guests.first, guests.last),
-        );
-    }
-}
-
-fn check_ipv6(reader: &Reader<'_>, table: &Section<'_>, ip: &At<Ipv6Addr>, network: &Network) {
-    let problem = |cause: String, remedy: String| {
-        reader.problem(&ip.span, table.key("ipv6"), cause, remedy);
-    };
-    let Some(prefix) = network.ipv6 else {
-        let cause = format!("network {} has no IPv6 addresses", network.name);
-        return problem(cause, no_such_addresses(network, "ipv6"));
-    };
-    if let Some(refusal) = prefix.refusal(ip.value) {
-        problem(refusal, format!("write another one of {prefix}"));
-    }
-}
-
-/// What to do about an address that its network does not have because it lacks `key`.
-fn no_such_addresses(network: &Network, key: &str) -> String {
-    match network.is_lan() {
-        true => "leave it out: the LAN gives it".to_owned(),
-        false => format!("give the network {key} = \"…\", or leave the address out"),
-    }
 }

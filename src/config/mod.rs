@@ -7,6 +7,10 @@
 //!
 //! Used by the network and the guest half; touches nothing but the one file it is told to read.
 
+mod addresses;
+mod dhcp;
+mod dhcp_option;
+mod dns;
 mod forward;
 mod guest;
 mod network;
@@ -18,6 +22,7 @@ mod values;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::net::IpAddr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -25,6 +30,10 @@ use ipnet::IpNet;
 use toml::de::DeTable;
 
 use crate::types::{Family, IfName, MacAddr, Name};
+use addresses::Addresses;
+pub use dhcp::{Dhcp, LeaseTime, StaticLease};
+pub use dhcp_option::DhcpOption;
+pub use dns::{Dns, DnsName, Forwarder, Srv, Text};
 pub use forward::{Forward, Ports, Protocol, Target};
 pub use guest::{Accel, Guest, Nic, NicVlans};
 pub use network::{Ipv4, LanBridge, MacvtapMode, Mode, Network};
@@ -76,7 +85,8 @@ impl Config {
         let networks = network::read_all(&reader, &root);
         let guests = guest::read_all(&reader, &root, &networks);
         check_subnets(&reader, &networks);
-        check_nics(&reader, &guests);
+        check_machines(&reader, &networks, &guests);
+        dns::check(&reader, &networks, &guests);
         check_forwards(&reader, &networks, &guests);
         check_links(&reader, &networks, &guests);
         check_uplinks(&reader, &networks);
@@ -270,32 +280,80 @@ pub fn overlap(one: IpNet, other: IpNet) -> bool {
     one.contains(&other.network()) || other.contains(&one.network())
 }
 
-/// No address may be on a network twice, no MAC address anywhere twice.
-fn check_nics(reader: &Reader<'_>, guests: &ReadMap<'_, Guest>) {
-    let mut ips: BTreeMap<(&Name, IpAddr), String> = BTreeMap::new();
-    let mut macs: BTreeMap<MacAddr, String> = BTreeMap::new();
-    for read in guests.values() {
+/// A machine as the file knows it, by a guest's NIC or by a static lease.
+struct Machine<'a> {
+    place: String,
+    span: Range<usize>,
+    network: &'a Name,
+    mac: MacAddr,
+    addresses: Addresses,
+}
+
+fn nics<'a>(guests: &'a ReadMap<'_, Guest>) -> impl Iterator<Item = Machine<'a>> {
+    guests.values().flat_map(|read| {
         let nics = read.value.iter().flat_map(|guest| &guest.nics);
-        for (index, nic) in nics.enumerate() {
-            let span = &read.section.span_of_item("nics", index);
-            let place = format!("{}[{index}]", read.section.key("nics"));
-            for (key, ip) in [
-                ("ip", nic.ip.map(IpAddr::V4)),
-                ("ipv6", nic.ipv6.map(IpAddr::V6)),
-            ] {
-                let Some(ip) = ip else { continue };
-                if let Some(first) = ips.insert((&nic.network, ip), place.clone()) {
-                    let cause = format!("{ip} is already the address of {first}");
-                    let remedy = "give each NIC an address of its own";
-                    reader.problem(span, format!("{place}.{key}"), cause, remedy);
-                }
-            }
-            if let Some(first) = macs.insert(nic.mac, place.clone()) {
-                let cause = format!("{} is already the MAC address of {first}", nic.mac);
-                let remedy = "write a mac = \"52:54:00:…\" that no other NIC has";
-                reader.problem(span, format!("{place}.mac"), cause, remedy);
+        nics.enumerate().map(|(index, nic)| Machine {
+            place: format!("{}[{index}]", read.section.key("nics")),
+            span: read.section.span_of_item("nics", index),
+            network: &nic.network,
+            mac: nic.mac,
+            addresses: Addresses {
+                ip: nic.ip,
+                ipv6: nic.ipv6,
+            },
+        })
+    })
+}
+
+fn leases<'a>(networks: &'a ReadMap<'_, Network>) -> impl Iterator<Item = Machine<'a>> {
+    networks.values().flat_map(|read| {
+        let networks = read.value.iter().zip(read.section.table("dhcp"));
+        networks.flat_map(|(network, table)| {
+            let leases = network.dhcp.hosts.iter().enumerate();
+            leases.map(move |(index, lease)| Machine {
+                place: format!("{}[{index}]", table.key("hosts")),
+                span: table.span_of_item("hosts", index),
+                network: &network.name,
+                mac: lease.mac,
+                addresses: lease.addresses(),
+            })
+        })
+    })
+}
+
+/// No address may be on a network twice. No MAC address may be on two NICs, nor be leased to on a network twice; a machine
+/// that is no guest may well have a lease on several.
+fn check_machines(
+    reader: &Reader<'_>,
+    networks: &ReadMap<'_, Network>,
+    guests: &ReadMap<'_, Guest>,
+) {
+    let mut ips: BTreeMap<(&Name, IpAddr), String> = BTreeMap::new();
+    let mut macs: BTreeMap<(Option<&Name>, MacAddr), String> = BTreeMap::new();
+    let nics = nics(guests).map(|machine| (None, machine));
+    let leases = leases(networks).map(|machine| (Some(machine.network), machine));
+    for (only_on, machine) in nics.chain(leases) {
+        let Machine {
+            place,
+            span,
+            network,
+            mac,
+            addresses,
+        } = machine;
+        for (key, ip) in addresses.each() {
+            if let Some(first) = ips.insert((network, ip), place.clone()) {
+                let cause = format!("{ip} is already the address of {first}");
+                let remedy = "give each NIC an address of its own";
+                reader.problem(&span, format!("{place}.{key}"), cause, remedy);
             }
         }
+        let first = [None, only_on].iter().find_map(|on| macs.get(&(*on, mac)));
+        if let Some(first) = first {
+            let cause = format!("{mac} is already the MAC address of {first}");
+            let remedy = "write a mac = \"52:54:00:…\" that no other NIC has";
+            reader.problem(&span, format!("{place}.mac"), cause, remedy);
+        }
+        macs.insert((only_on, mac), place);
     }
 }
 

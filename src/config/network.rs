@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
+use super::dhcp::{self, Dhcp};
+use super::dns::{self, Dns};
 use super::forward::Forward;
 use super::problem::suggest;
 use super::reader::{At, Reader, Section};
@@ -30,6 +32,10 @@ pub struct Network {
     pub ipv6: Option<Prefix>,
     /// The domain that guests' names are in; `NAME.internal` unless the file says otherwise.
     pub domain: Domain,
+    /// What DHCP gives besides guests' addresses.
+    pub dhcp: Dhcp,
+    /// What is resolved besides guests' names.
+    pub dns: Dns,
     /// Ports of the host that lead to guests; only on a NAT network.
     pub forwards: Vec<Forward>,
     /// Whether its guests are kept from each other.
@@ -219,6 +225,7 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
         "subnet",
         "ipv6",
         "dhcp",
+        "dns",
         "domain",
         "mtu",
         "host",
@@ -248,7 +255,8 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
     if mode == Some(Mode::Nat { nat66: true }) && prefix.is_none() {
         reader.missing(&section, "ipv6", "\"fd00:100::/64\"");
     }
-    let dhcp = read_dhcp(reader, &section, subnet.as_ref().and_then(Option::as_ref));
+    let dhcp = dhcp::read(reader, &section, subnet.as_ref().and_then(Option::as_ref));
+    let dns = dns::read(reader, &section);
     let domain = reader.parsed::<Domain>(&section, "domain", "write it as \"vm.internal\"");
     let mtu = reader
         .integer(&section, "mtu")
@@ -281,17 +289,20 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
     // A key that is there and wrong leaves no network; one that is not there leaves none of that family.
     let value = (|| {
         let subnet = subnet.map_or(Some(None), |read| read.map(|at| Some(at.value)))?;
+        let (range, dhcp) = dhcp?;
         Some(Network {
             mode: mode?,
             ipv4: subnet.map(|subnet| Ipv4 {
                 subnet,
-                dhcp: dhcp.unwrap_or_else(|| subnet.guests()),
+                dhcp: range.unwrap_or_else(|| subnet.guests()),
             }),
             ipv6: prefix.map_or(Some(None), |read| read.map(|at| Some(at.value)))?,
             domain: match domain {
                 Some(domain) => domain.value,
                 None => format!("{name}.internal").parse().ok()?,
             },
+            dhcp,
+            dns: dns?,
             forwards: forwards?,
             isolate_guests,
             vlan_filtering,
@@ -299,6 +310,9 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
             name,
         })
     })();
+    if let Some(network) = &value {
+        dhcp::check(reader, &section, network);
+    }
     Read { section, value }
 }
 
@@ -306,11 +320,11 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
 fn refuse_services(reader: &Reader<'_>, section: &Section<'_>, mode: &Mode) {
     let (keys, cause): (&[&str], _) = match mode {
         Mode::Bridge { .. } | Mode::Macvtap { .. } => (
-            &["subnet", "ipv6", "dhcp", "domain"],
+            &["subnet", "ipv6", "dhcp", "dns", "domain"],
             "addresses and names are the LAN's to give",
         ),
         _ => (
-            &["dhcp", "domain"],
+            &["dhcp", "dns", "domain"],
             "there is no DHCP and no DNS where the host keeps off (host = false)",
         ),
     };
@@ -451,30 +465,6 @@ fn read_macvtap<'t>(reader: &Reader<'t>, section: &Section<'t>, shim: bool) -> O
         peers,
         shim,
     })
-}
-
-fn read_dhcp<'t>(
-    reader: &Reader<'t>,
-    section: &Section<'t>,
-    subnet: Option<&At<Subnet>>,
-) -> Option<DhcpRange> {
-    let table = reader.table(section, "dhcp")?;
-    reader.known_keys(&table, &["range"]);
-    let remedy = "write first and last address as \"192.168.100.50-192.168.100.99\"";
-    let range = reader.parsed::<DhcpRange>(&table, "range", remedy)?;
-    let guests = subnet?.value.guests();
-    for end in [range.value.first, range.value.last] {
-        if let Some(refusal) = subnet?.value.refusal(end) {
-            reader.problem(
-                &range.span,
-                table.key("range"),
-                refusal,
-                format!("stay within {}-{}", guests.first, guests.last),
-            );
-            return None;
-        }
-    }
-    Some(range.value)
 }
 
 fn read_mtu<'t>(reader: &Reader<'t>, section: &Section<'t>, number: &At<i64>) -> Option<Mtu> {

@@ -82,6 +82,36 @@ impl<'t> Section<'t> {
         item.map_or(self.span.clone(), Spanned::span)
     }
 
+    /// The table at `key`, if there is one.
+    pub(super) fn table(&self, key: &str) -> Option<Self> {
+        let value = self.get(key)?;
+        Self::of(value, self.key(key))
+    }
+
+    /// Table `index` of the list at `key`, if there is one.
+    pub(super) fn item(&self, key: &str, index: usize) -> Option<Self> {
+        let value = self.get(key)?.get_ref().as_array()?.get(index)?;
+        Self::of(value, format!("{}[{index}]", self.key(key)))
+    }
+
+    /// Its keys, each with where it stands.
+    pub(super) fn names(&self) -> Vec<At<&'t str>> {
+        let named = |name: &'t Spanned<_>| At {
+            value: AsRef::<str>::as_ref(name.get_ref()),
+            span: name.span(),
+        };
+        self.table.keys().map(named).collect()
+    }
+
+    /// `value` as a table that `path` leads to, if it is one.
+    fn of(value: &'t Spanned<DeValue<'t>>, path: String) -> Option<Self> {
+        Some(Self {
+            path,
+            span: value.span(),
+            table: value.get_ref().as_table()?,
+        })
+    }
+
     fn get(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
         self.table.get(key)
     }
@@ -143,15 +173,9 @@ impl<'t> Reader<'t> {
         let Some(outer) = self.table(section, key) else {
             return Vec::new();
         };
-        let named = |name: &'t Spanned<_>| At {
-            value: AsRef::<str>::as_ref(name.get_ref()),
-            span: name.span(),
-        };
-        outer
-            .table
-            .keys()
-            .map(named)
-            .filter_map(|name: At<&'t str>| Some((name.clone(), self.table(&outer, name.value)?)))
+        let names = outer.names().into_iter();
+        names
+            .filter_map(|name| Some((name.clone(), self.table(&outer, name.value)?)))
             .collect()
     }
 
@@ -319,17 +343,11 @@ impl<'t> Reader<'t> {
     }
 
     fn as_table(&self, value: &'t Spanned<DeValue<'t>>, path: String) -> Option<Section<'t>> {
-        match value.get_ref() {
-            DeValue::Table(table) => Some(Section {
-                path,
-                span: value.span(),
-                table,
-            }),
-            _ => {
-                self.wrong_type(value, path, "a table", "{ … }");
-                None
-            }
+        let section = Section::of(value, path.clone());
+        if section.is_none() {
+            self.wrong_type(value, path, "a table", "{ … }");
         }
+        section
     }
 
     fn as_text(&self, value: &'t Spanned<DeValue<'t>>, key: String) -> Option<At<&'t str>> {

@@ -1,16 +1,16 @@
 //! dnsmasq's files for a network, and the steps that make it serve them.
 //!
-//! One dnsmasq a network, which listens on the network's bridge alone. What changes often (guests, their
+//! One dnsmasq a network, which listens on the network's bridge alone. What changes often (machines, their
 //! addresses and names) is in the two hosts files, which it reads again on SIGHUP; the rest needs a restart.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use super::step::{Step, files};
-use crate::config::{Config, Ipv4, Mode, Network, Prefix};
+use crate::config::{Config, DnsName, Ipv4, Mode, Network, Prefix, Srv, Text};
 use crate::network::inventory::{Dnsmasq, DnsmasqFiles};
 use crate::network::policy::Policy;
-use crate::types::Family;
+use crate::types::{Family, MacAddr, Name};
 
 /// No dnsmasq needs to remember more leases than this.
 const MOST_LEASES: u32 = 65536;
@@ -87,17 +87,61 @@ fn conf(config: &Config, network: &Network, dir: &Path) -> String {
         // A guest's name is what the file says; a guest must not be able to take another's.
         "dhcp-ignore-names=tag:!known".into(),
     ];
-    if let Mode::Isolated { .. } = network.mode {
-        // What is beyond is not for these guests, its names included.
-        lines.push("no-resolv".into());
-    }
+    lines.extend(upstream(network));
+    lines.extend(records(network));
     if let Some(ipv4) = network.ipv4 {
         lines.extend(dhcpv4(config, network, ipv4));
     }
     if let Some(prefix) = network.ipv6 {
         lines.extend(dhcpv6(config, network, prefix));
     }
+    // The last of its kind is the one that is given: the file's word goes before what is said above.
+    let options = network.dhcp.options.iter();
+    lines.extend(options.map(|option| format!("dhcp-option={option}")));
     lines.join("\n") + "\n"
+}
+
+/// Whom to ask for names from outside: nobody where what is beyond is not for the guests, its names included.
+fn upstream(network: &Network) -> Vec<String> {
+    let forwarders = &network.dns.forwarders;
+    let for_all = forwarders.iter().any(|it| it.domain.is_none());
+    let alone = for_all || matches!(network.mode, Mode::Isolated { .. });
+    let servers = forwarders.iter().map(|forwarder| match &forwarder.domain {
+        Some(domain) => format!("server=/{domain}/{}", forwarder.address),
+        None => format!("server={}", forwarder.address),
+    });
+    let no_resolv = alone.then(|| "no-resolv".to_owned());
+    no_resolv.into_iter().chain(servers).collect()
+}
+
+/// The records that the hosts files have no form for.
+fn records(network: &Network) -> Vec<String> {
+    let whole = |name: &DnsName| name.within(&network.domain);
+    let dns = &network.dns;
+    let cname = dns.cname.iter();
+    let cname = cname.map(|(name, target)| format!("cname={},{}", whole(name), whole(target)));
+    let txt = dns.txt.iter().flat_map(|(name, texts)| {
+        let record = move |text: &Text| format!("txt-record={},{}", whole(name), text.quoted());
+        texts.iter().map(record)
+    });
+    let srv = dns.srv.iter().map(|srv| {
+        let Srv {
+            service,
+            target,
+            port,
+            priority,
+            weight,
+        } = srv;
+        let (service, target) = (whole(service), whole(target));
+        format!("srv-host={service},{target},{port},{priority},{weight}")
+    });
+    cname.chain(txt).chain(srv).collect()
+}
+
+/// The end of a `dhcp-range`: for how long its addresses are given.
+fn lease(network: &Network) -> String {
+    let lease = network.dhcp.lease.as_ref();
+    lease.map_or(String::new(), |lease| format!(",{lease}"))
 }
 
 /// Both families share the limit.
@@ -111,7 +155,11 @@ fn most_leases(network: &Network) -> u32 {
 fn dhcpv4(config: &Config, network: &Network, ipv4: Ipv4) -> Vec<String> {
     let Ipv4 { subnet, dhcp } = ipv4;
     let mask = subnet.net().netmask();
-    let mut lines = vec![format!("dhcp-range={},{},{mask}", dhcp.first, dhcp.last)];
+    let lease = lease(network);
+    let mut lines = vec![format!(
+        "dhcp-range={},{},{mask}{lease}",
+        dhcp.first, dhcp.last
+    )];
     if !leads_out(config, network, Family::Ipv4) {
         lines.push("dhcp-option=option:router".into()); // none
     }
@@ -130,10 +178,10 @@ fn dhcpv6(config: &Config, network: &Network, prefix: Prefix) -> Vec<String> {
     } else {
         ""
     };
-    let length = prefix.net().prefix_len();
+    let (length, lease) = (prefix.net().prefix_len(), lease(network));
     let mut lines = vec![
         "enable-ra".into(),
-        format!("dhcp-range={first},{last},{slaac}{length}"),
+        format!("dhcp-range={first},{last},{slaac}{length}{lease}"),
     ];
     if !leads_out(config, network, Family::Ipv6) {
         // A router for no time at all is one that guests don't send other packets to (RFC 4861, 6.2.3).
@@ -151,24 +199,52 @@ fn leads_out(config: &Config, network: &Network, family: Family) -> bool {
 /// Which MAC address gets which addresses and name.
 fn dhcp_hosts(config: &Config, network: &Network) -> String {
     let mut text = String::new();
-    for (guest, nic) in config.nics_on(network) {
-        let mut words = vec![nic.mac.to_string()];
-        words.extend(nic.ip.map(|ip| ip.to_string()));
-        words.extend(nic.ipv6.map(|ip| format!("[{ip}]")));
-        words.push(guest.name.to_string());
+    for machine in machines(config, network) {
+        let mut words = vec![machine.mac.to_string()];
+        words.extend(machine.ip.map(|ip| ip.to_string()));
+        words.extend(machine.ipv6.map(|ip| format!("[{ip}]")));
+        words.push(machine.name.to_string());
         text.push_str(&(words.join(",") + "\n"));
     }
     text
 }
 
-/// Names of guests that have an address before they ask for one.
+/// Names of machines that have an address before they ask for one, and those of no machine in particular.
 fn hosts(config: &Config, network: &Network) -> String {
-    let mut text = String::new();
-    for (guest, nic) in config.nics_on(network) {
-        let ips = [nic.ip.map(IpAddr::V4), nic.ipv6.map(IpAddr::V6)];
-        for ip in ips.into_iter().flatten() {
-            text.push_str(&format!("{ip} {}\n", guest.name));
-        }
-    }
-    text
+    let machines = machines(config, network).flat_map(|machine| {
+        let ips = [machine.ip.map(IpAddr::V4), machine.ipv6.map(IpAddr::V6)];
+        let ips = ips.into_iter().flatten();
+        ips.map(move |ip| format!("{ip} {}\n", machine.name))
+    });
+    let records = network.dns.hosts.iter().flat_map(|(name, ips)| {
+        let line = move |ip| format!("{ip} {name}\n");
+        ips.iter().map(line)
+    });
+    machines.chain(records).collect()
+}
+
+/// Whom the file knows on a network.
+struct Machine<'a> {
+    name: &'a Name,
+    mac: MacAddr,
+    ip: Option<Ipv4Addr>,
+    ipv6: Option<Ipv6Addr>,
+}
+
+/// Guests by their NICs, and who else has a lease by the file.
+fn machines<'a>(config: &'a Config, network: &'a Network) -> impl Iterator<Item = Machine<'a>> {
+    let nics = config.nics_on(network);
+    let guests = nics.map(|(guest, nic)| Machine {
+        name: &guest.name,
+        mac: nic.mac,
+        ip: nic.ip,
+        ipv6: nic.ipv6,
+    });
+    let others = network.dhcp.hosts.iter().map(|lease| Machine {
+        name: &lease.name,
+        mac: lease.mac,
+        ip: lease.ip,
+        ipv6: lease.ipv6,
+    });
+    guests.chain(others)
 }
