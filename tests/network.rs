@@ -364,6 +364,27 @@ fn a_failed_step_takes_back_those_before_it() {
     host.is_as(&before);
 }
 
+/// The old server must not take the new one's address for its own, nor the kernel refuse the old addresses.
+#[test]
+fn a_failed_change_of_addresses_puts_the_old_ones_and_their_server_back() {
+    let host = Host::new(LAB);
+    host.ringtap(&["up"]).succeeded();
+    let ipv4_alone = "[networks.lab]\nmode = \"nat\"\nsubnet = \"10.67.0.0/24\"\n";
+    host.configure(ipv4_alone);
+    host.netns.run("sysctl -w net.ipv4.ip_nonlocal_bind=1");
+    let taken = host
+        .netns
+        .within(|| UdpSocket::bind("10.67.0.1:53").unwrap());
+    host.netns.run("sysctl -w net.ipv4.ip_nonlocal_bind=0");
+    host.ringtap(&["up"])
+        .failed(1, &["10.67.0.1: Address already in use", "taken back"]);
+    drop(taken);
+    // As the old file wants it, that is: addresses, rules and the server.
+    host.configure(LAB);
+    host.ringtap(&["status"]).succeeded();
+    host.ringtap(&["down"]).succeeded();
+}
+
 #[test]
 fn what_stands_in_the_way_is_named_and_nothing_is_touched() {
     let host = Host::new(DEFAULT);

@@ -1,42 +1,70 @@
 //! When the steps of several networks are done, and which of them together.
 //!
-//! A plan goes network by network, for people to read. It is done stage by stage: what is alike goes to the kernel in one
+//! A plan goes network by network, for people to read. It is done kind by kind: what is alike goes to the kernel in one
 //! go, and no link is up before every network has its rules. What concerns an uplink of the host is done step by step, as
 //! it is written.
 
-use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use crate::network::plan::{LinkStep, Owner, Planned, Step};
 
-/// What belongs together, in the order in which a host comes about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Stage {
-    /// Of those who concern an uplink.
+/// What belongs together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// All steps of those who concern an uplink.
     Uplinks,
     Dirs,
-    NewLinks,
-    Sysctls,
     Links,
+    Sysctls,
+    Addresses,
     Tables,
     Open,
-    Servers,
+    ServersThatEnd,
+    ServersThatStart,
     Forwarding,
 }
 
-impl Stage {
+/// The order in which a host comes about.
+const FORWARDS: [Kind; 10] = [
+    Kind::Uplinks,
+    Kind::Dirs,
+    Kind::Links,
+    Kind::ServersThatEnd,
+    Kind::Sysctls,
+    Kind::Addresses,
+    Kind::Tables,
+    Kind::Open,
+    Kind::ServersThatStart,
+    Kind::Forwarding,
+];
+
+/// The order in which it goes, or is again what it was. That is not the other way about throughout: either way a server
+/// starts on addresses that are there, and an IPv6 address comes after the sysctl that allows it.
+const BACKWARDS: [Kind; 10] = [
+    Kind::Forwarding,
+    Kind::ServersThatEnd,
+    Kind::Open,
+    Kind::Tables,
+    Kind::Sysctls,
+    Kind::Addresses,
+    Kind::ServersThatStart,
+    Kind::Links,
+    Kind::Dirs,
+    Kind::Uplinks,
+];
+
+impl Kind {
     fn of(step: &Step) -> Self {
         match step {
             Step::MoveAddresses { .. } => Self::Uplinks,
             Step::MakeDir { .. } | Step::RemoveDir { .. } => Self::Dirs,
             Step::SetSysctl { .. } => Self::Sysctls,
             Step::ReplaceTable { .. } | Step::DeleteTable { .. } => Self::Tables,
-            Step::StartDnsmasq { .. } | Step::ReloadDnsmasq { .. } | Step::StopDnsmasq { .. } => {
-                Self::Servers
-            }
+            Step::StopDnsmasq { .. } => Self::ServersThatEnd,
+            Step::StartDnsmasq { .. } | Step::ReloadDnsmasq { .. } => Self::ServersThatStart,
             Step::EnableForwarding { .. } | Step::RestoreForwarding { .. } => Self::Forwarding,
             Step::Link(step) => match step {
-                LinkStep::Add { .. } | LinkStep::Delete { .. } => Self::NewLinks,
+                LinkStep::Add { .. } | LinkStep::Delete { .. } => Self::Links,
                 LinkStep::Enslave { .. } | LinkStep::Release { .. } => Self::Uplinks,
                 LinkStep::SetUp { .. } | LinkStep::SetDown { .. } => Self::Open,
                 LinkStep::SetVlanFiltering { .. }
@@ -44,7 +72,7 @@ impl Stage {
                 | LinkStep::DeleteVlan { .. }
                 | LinkStep::SetMtu { .. }
                 | LinkStep::AddAddress { .. }
-                | LinkStep::DeleteAddress { .. } => Self::Links,
+                | LinkStep::DeleteAddress { .. } => Self::Addresses,
             },
         }
     }
@@ -53,46 +81,44 @@ impl Stage {
     fn at_once(self) -> bool {
         matches!(
             self,
-            Self::NewLinks | Self::Links | Self::Tables | Self::Open
+            Self::Links | Self::Addresses | Self::Tables | Self::Open
         )
     }
 }
 
 /// The steps of a plan in the order in which they are done, those that are done together as one batch.
 pub fn forwards(steps: &[Planned]) -> Vec<Vec<&Planned>> {
-    let mut steps = staged(steps);
-    steps.sort_by_key(|(stage, _)| *stage);
-    batches(&steps)
+    batches(steps, &FORWARDS)
 }
 
 /// As [`forwards`], for steps that take others back.
 pub fn backwards(steps: &[Planned]) -> Vec<Vec<&Planned>> {
-    let mut steps = staged(steps);
-    steps.sort_by_key(|(stage, _)| Reverse(*stage));
-    batches(&steps)
+    batches(steps, &BACKWARDS)
 }
 
-fn staged(steps: &[Planned]) -> Vec<(Stage, &Planned)> {
+fn batches<'p>(steps: &'p [Planned], order: &[Kind]) -> Vec<Vec<&'p Planned>> {
+    let mut steps = by_kind(steps);
+    steps.sort_by_key(|(kind, _)| order.iter().position(|other| other == kind));
+    let alike = steps.chunk_by(|(one, _), (other, _)| one == other && one.at_once());
+    let batch = |steps: &[(Kind, &'p Planned)]| steps.iter().map(|(_, step)| *step).collect();
+    alike.map(batch).collect()
+}
+
+fn by_kind(steps: &[Planned]) -> Vec<(Kind, &Planned)> {
     let on_uplinks = steps
         .iter()
-        .filter(|planned| Stage::of(&planned.step) == Stage::Uplinks);
+        .filter(|planned| Kind::of(&planned.step) == Kind::Uplinks);
     let mut with_uplink: BTreeSet<&Owner> = on_uplinks.map(|planned| &planned.owner).collect();
     let owners = steps.iter().map(|planned| &planned.owner);
     with_uplink.extend(owners.filter(|owner| matches!(owner, Owner::Link(_))));
-    let stage = |planned: &Planned| match with_uplink.contains(&planned.owner) {
-        true => Stage::Uplinks,
-        false => Stage::of(&planned.step),
+    let kind = |planned: &Planned| match with_uplink.contains(&planned.owner) {
+        true => Kind::Uplinks,
+        false => Kind::of(&planned.step),
     };
     steps
         .iter()
-        .map(|planned| (stage(planned), planned))
+        .map(|planned| (kind(planned), planned))
         .collect()
-}
-
-fn batches<'a>(steps: &[(Stage, &'a Planned)]) -> Vec<Vec<&'a Planned>> {
-    let alike = steps.chunk_by(|(one, _), (other, _)| one == other && one.at_once());
-    let batch = |steps: &[(Stage, &'a Planned)]| steps.iter().map(|(_, step)| *step).collect();
-    alike.map(batch).collect()
 }
 
 #[cfg(test)]
