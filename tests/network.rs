@@ -182,6 +182,7 @@ fn a_changed_file_changes_only_what_it_must() {
     host.configure(&DEFAULT.replace("192.168.100.10", "192.168.100.20"));
     let out = host.ringtap(&["up"]).succeeded();
     assert_eq!(out.lines().count(), 2, "one step and the verdict: {out}");
+    assert!(out.starts_with("[1/1] kill -HUP "), "{out}");
     assert_eq!(
         host.dnsmasq("default"),
         pid,
@@ -263,9 +264,20 @@ fn guests_have_names_under_a_closed_umask_too() {
 fn killed_at_any_step_down_still_restores_the_host() {
     let host = Host::new(DEFAULT);
     let before = host.everything();
-    let steps = host.ringtap(&["up"]).succeeded().lines().count();
+    let up = host.ringtap(&["up"]).succeeded();
     host.ringtap(&["down"]).succeeded();
+    let steps = up.lines().count();
     assert!(steps > 5, "{steps}");
+    // Each line tells how far it has come, but for the verdict.
+    for (index, line) in up.lines().take(steps - 1).enumerate() {
+        let progress = format!(
+            "[{:>2$}/{}] ",
+            index + 1,
+            steps - 1,
+            (steps - 1).to_string().len()
+        );
+        assert!(line.starts_with(&progress), "no {progress:?} in {line}");
+    }
     // Twice: right after a step is announced, and a little later.
     for (step, delay) in (0..steps).flat_map(|step| [(step, 0), (step, 3)]) {
         let mut child = host
@@ -311,7 +323,7 @@ fn down_waits_for_what_a_killed_up_left_running() {
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let start = lines
             .map(Result::unwrap)
-            .find(|line| line.starts_with(program));
+            .find(|line| line.contains(&format!("] {program} ")));
         assert!(start.is_some());
         thread::sleep(Duration::from_millis(200));
         child.kill().unwrap();

@@ -52,9 +52,11 @@ pub fn up(run_dir: &mut RunDir, netlink: &Netlink, steps: &[Planned]) -> Result<
     run_dir.journal.ahead(steps);
     run_dir.save()?;
     let mut done = Vec::new();
+    let mut progress = Progress::of(steps.len());
     for batch in schedule::forwards(steps) {
         let mut failed = None;
-        for (planned, outcome) in batch.iter().zip(execute(run_dir, netlink, &batch, "")) {
+        let prefix = || progress.prefix();
+        for (planned, outcome) in batch.iter().zip(execute(run_dir, netlink, &batch, prefix)) {
             match outcome {
                 Ok(()) => done.push((*planned).clone()),
                 Err(source) => failed = failed.or(Some((planned.step.line(), source))),
@@ -74,6 +76,24 @@ pub fn up(run_dir: &mut RunDir, netlink: &Netlink, steps: &[Planned]) -> Result<
     Ok(run_dir.save()?)
 }
 
+/// How far it has come: `[ 3/12] ` before the third of twelve steps.
+struct Progress {
+    announced: usize,
+    all: usize,
+}
+
+impl Progress {
+    fn of(all: usize) -> Self {
+        Self { announced: 0, all }
+    }
+
+    fn prefix(&mut self) -> String {
+        self.announced += 1;
+        let all = self.all.to_string();
+        format!("[{:>1$}/{all}] ", self.announced, all.len())
+    }
+}
+
 fn outcome(done: usize, left: &[String]) -> String {
     match (left, done) {
         ([], 0) => "nothing was changed".to_owned(),
@@ -82,15 +102,15 @@ fn outcome(done: usize, left: &[String]) -> String {
     }
 }
 
-/// Says what is about to be done and does it; gives the outcome of each step.
+/// Says what is about to be done, each step after its `prefix`, and does it; gives the outcome of each step.
 fn execute(
     run_dir: &RunDir,
     netlink: &Netlink,
     batch: &[&Planned],
-    prefix: &str,
+    mut prefix: impl FnMut() -> String,
 ) -> Vec<Result<(), StepError>> {
     for planned in batch {
-        say(format_args!("{prefix}{}", planned.step.line()));
+        say(format_args!("{}{}", prefix(), planned.step.line()));
     }
     let hands = Hands {
         run_dir: run_dir.path().to_owned(),
@@ -130,6 +150,7 @@ fn take_back_each(
 ) -> Vec<String> {
     let mut failures = Vec::new();
     for batch in schedule::backwards(steps) {
+        let prefix = || prefix.to_owned();
         for (planned, outcome) in batch.iter().zip(execute(run_dir, netlink, &batch, prefix)) {
             match outcome {
                 Ok(()) => run_dir.journal.done(std::slice::from_ref(*planned)),
