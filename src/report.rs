@@ -10,6 +10,11 @@ pub fn say(text: impl Display) {
     let _ = writeln!(io::stdout(), "{text}");
 }
 
+/// As [`say`], with the colours of `text` where stdout is a terminal that has them and nobody has set `NO_COLOR`.
+pub fn say_in_colour(text: impl Display) {
+    let _ = writeln!(anstream::stdout(), "{text}");
+}
+
 /// Prints a value for programs.
 pub fn print_json(value: &impl Serialize) {
     // Serializing such values can't fail; `{:#}` of a Value prints it over several lines.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use ringtap::network::inventory::Inventory;
 use ringtap::network::port;
-use support::host::{Host, nic};
+use support::host::{self, Host, nic};
 use support::netns::{self, Netns, difference, require, until};
 
 const DEFAULT: &str = r#"
@@ -119,6 +119,31 @@ fn up_twice_changes_nothing_and_down_restores_the_host() {
             .contains("nothing to take back")
     );
     host.is_as(&before);
+}
+
+/// On a terminal, that is: `script` gives the command one.
+#[test]
+fn a_plan_has_colours_for_people_alone() {
+    require("script", "bsdutils");
+    let host = Host::new(DEFAULT);
+    let plain = host.ringtap(&["plan"]).succeeded();
+    let command = host.words(&["plan"]).join(" ");
+    let on_terminal = |variables: &[&str]| {
+        let mut command_line = host.netns.command("env");
+        command_line
+            .args(["-u", "NO_COLOR", "TERM=xterm"])
+            .args(variables);
+        command_line.args(["script", "-qec", &command, "/dev/null"]);
+        let said = host::said(&mut command_line).succeeded();
+        said.replace("\r\n", "\n")
+    };
+    let coloured = on_terminal(&[]);
+    let line = "\x1b[32mip address add 192.168.100.1/24 brd + dev rt-default\x1b[0m\n";
+    assert!(coloured.contains(line), "{coloured}");
+    assert!(coloured.contains("\x1b[2m# network default"), "{coloured}");
+    assert!(coloured.contains("\nsysctl -w net.ipv4"), "{coloured}");
+    assert_eq!(on_terminal(&["NO_COLOR=1"]), plain);
+    assert!(!plain.contains('\x1b'), "{plain}");
 }
 
 #[test]

@@ -25,6 +25,7 @@ mod plug;
 pub mod policy;
 pub mod port;
 mod reach;
+mod script;
 mod status;
 
 use std::collections::BTreeSet;
@@ -39,7 +40,7 @@ use thiserror::Error;
 use crate::cli::{HostArgs, NetworkArgs, ReportArgs, UpArgs};
 use crate::config::{Config, Problems, Uplink};
 use crate::programs::{DNSMASQ, NFT, ToolError, require};
-use crate::report::{print_json, say};
+use crate::report::{print_json, say, say_in_colour};
 use crate::types::{IfName, Name};
 use apply::UpError;
 use apply::netlink::{Netlink, NetlinkError};
@@ -52,6 +53,7 @@ pub use confirm::{confirm, take_back_unconfirmed};
 pub use leases::leases;
 pub use plug::{Plugged, plug};
 pub use reach::reach;
+pub use script::script;
 pub use status::{StatusReport, status};
 
 /// Why a command on networks failed; the causes are in its chain of sources.
@@ -169,24 +171,9 @@ pub fn plan(args: &ReportArgs) -> Result<(), Error> {
     } else if steps.is_empty() {
         say("# nothing to do");
     } else {
-        say(script(&steps).trim_end());
+        say_in_colour(script::styled(&steps).trim_end());
     }
     Ok(())
-}
-
-/// `steps` as the commands a person would type, under a heading for each network.
-pub fn script(steps: &[Planned]) -> String {
-    let mut text = String::new();
-    let mut heading = String::new();
-    for planned in steps {
-        let of = format!("# {}\n", planned.owner);
-        if of != heading {
-            text.push_str(&of);
-            heading = of;
-        }
-        text.push_str(&format!("{}\n", planned.step));
-    }
-    text
 }
 
 /// `ringtap up`: brings networks up, printing each step on stdout; does nothing where they are.

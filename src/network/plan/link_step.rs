@@ -5,6 +5,7 @@ use std::fmt;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::step::Effect;
 use crate::config::BondMode;
 use crate::types::{IfName, MacAddr, VlanId};
 
@@ -178,6 +179,22 @@ impl LinkStep {
             Self::Delete { .. } | Self::Release { .. } => return None,
         };
         Some(step)
+    }
+
+    /// What it makes of what is there.
+    pub fn effect(&self) -> Effect {
+        match self {
+            Self::Add { .. } | Self::AddAddress { .. } | Self::AddVlan { .. } => Effect::Adds,
+            Self::Delete { .. } | Self::DeleteAddress { .. } | Self::DeleteVlan { .. } => {
+                Effect::Removes
+            }
+            Self::Enslave { .. }
+            | Self::Release { .. }
+            | Self::SetVlanFiltering { .. }
+            | Self::SetMtu { .. }
+            | Self::SetUp { .. }
+            | Self::SetDown { .. } => Effect::Changes,
+        }
     }
 
     /// What `down` must do because of this step.

@@ -25,7 +25,7 @@ use crate::config::{Config, Network};
 use crate::types::{IfName, Name};
 pub use clash::Clashes;
 pub use link_step::{Kind, LinkStep, MIIMON, Master};
-pub use step::{Step, conf_option, files, replace_script};
+pub use step::{Effect, Step, conf_option, files, replace_script};
 
 /// The kernel's MTU for a link that is told none, in bytes.
 const DEFAULT_MTU: u32 = 1500;

@@ -108,6 +108,17 @@ pub enum Step {
     Link(LinkStep),
 }
 
+/// What a step makes of what is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// There is more than before.
+    Adds,
+    /// There is less than before.
+    Removes,
+    /// What is there is another, or does something else.
+    Changes,
+}
+
 impl From<LinkStep> for Step {
     fn from(step: LinkStep) -> Self {
         Self::Link(step)
@@ -188,6 +199,25 @@ impl Step {
             Step::MakeDir { dir } => vec![Step::RemoveDir { dir }],
             Step::StartDnsmasq { dir, .. } => vec![Step::StopDnsmasq { dir, was: None }],
             _ => Vec::new(),
+        }
+    }
+
+    /// What it makes of what is there.
+    pub fn effect(&self) -> Effect {
+        match self {
+            Step::Link(step) => step.effect(),
+            Step::ReplaceTable { was: None, .. }
+            | Step::MakeDir { .. }
+            | Step::StartDnsmasq { .. } => Effect::Adds,
+            Step::DeleteTable { .. } | Step::StopDnsmasq { .. } | Step::RemoveDir { .. } => {
+                Effect::Removes
+            }
+            Step::ReplaceTable { was: Some(_), .. }
+            | Step::SetSysctl { .. }
+            | Step::MoveAddresses { .. }
+            | Step::EnableForwarding { .. }
+            | Step::RestoreForwarding { .. }
+            | Step::ReloadDnsmasq { .. } => Effect::Changes,
         }
     }
 
