@@ -185,6 +185,25 @@ fn drift_is_noticed_and_mended() {
             assert_eq!(difference(&wanted, &now), "", "after {harm}");
         }
     }
+    // What was set right, and by whom, is known afterwards.
+    let status = host.ringtap(&["status"]).succeeded();
+    assert_eq!(
+        status.matches("ago by `ringtap up`:\n").count(),
+        3,
+        "{status}"
+    );
+    assert!(status.contains("    dnsmasq --conf-file="), "{status}");
+    let json = host.ringtap(&["status", "--json"]).succeeded();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let mended = json["networks"][0]["mended"].as_array().unwrap();
+    let steps: Vec<_> = mended
+        .iter()
+        .map(|one| one["steps"].as_array().unwrap())
+        .collect();
+    assert_eq!(steps.len(), 8, "{json}");
+    assert_eq!(*steps[0], ["nft -f - # table inet ringtap_default"]);
+    assert_eq!(*steps[2], ["ip link set rt-default up"]);
+    assert_eq!(*steps[5], ["sysctl -w net.ipv4.ip_forward=1"]);
     host.ringtap(&["down"]).succeeded();
     host.is_as(&before);
 }

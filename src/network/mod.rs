@@ -10,7 +10,7 @@
 //!
 //! [`plan()`] and [`status()`] look and compare; they change nothing, not even the run directory. [`up`] holds the
 //! run directory's lock, refuses before it touches anything where something stands in the way, and verifies by
-//! looking again. [`down`] works from the journal alone, so it takes back what was done even if the file has
+//! looking again; what it had to set right on a network that was up is kept for [`status`]. [`down`] works from the journal alone, so it takes back what was done even if the file has
 //! changed since. The host is touched under [`apply`] and nowhere else.
 
 pub mod apply;
@@ -19,6 +19,7 @@ pub mod inventory;
 pub mod journal;
 mod leases;
 mod listeners;
+mod mended;
 pub mod observe;
 pub mod plan;
 mod plug;
@@ -28,7 +29,7 @@ mod reach;
 mod script;
 mod status;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as StdError;
 use std::fs;
 use std::io;
@@ -46,6 +47,7 @@ use apply::UpError;
 use apply::netlink::{Netlink, NetlinkError};
 use inventory::Inventory;
 use journal::{Journal, Record, RunDir, RunDirError};
+use mended::By;
 use observe::{ObserveError, observe};
 use plan::{Clashes, Planned};
 
@@ -188,7 +190,7 @@ pub fn up(args: &UpArgs) -> Result<(), Error> {
         let seconds = |steps: &[Planned], inventory: &Inventory| {
             Ok(confirm::seconds(args.confirm, steps, inventory))
         };
-        make_so(run_dir, netlink, &config, &chosen, seconds)?;
+        make_so(run_dir, netlink, &config, &chosen, By::Up, seconds)?;
         for record in records_of(&mut run_dir.journal, &chosen) {
             record.for_guests = false;
         }
@@ -223,12 +225,14 @@ fn records_of<'j>(
     networks.filter_map(|(name, record)| names.contains(name).then_some(record))
 }
 
-/// Brings networks up, and has the person confirm it within as many seconds as `seconds` makes of the steps.
+/// Makes `names` as the file wants them, has the person confirm it within as many seconds as `seconds` makes of the steps,
+/// and says so.
 fn make_so(
     run_dir: &mut RunDir,
     netlink: &Netlink,
     config: &Config,
     names: &BTreeSet<Name>,
+    by: By,
     seconds: impl FnOnce(&[Planned], &Inventory) -> Result<Option<u32>, Error>,
 ) -> Result<(), Error> {
     if let Some(seconds) = confirm::seconds_left(&run_dir.journal) {
@@ -244,25 +248,61 @@ fn make_so(
     if let Some(seconds) = seconds {
         confirm::guard(run_dir, &steps, seconds)?;
     }
-    for network in names.iter().filter_map(|name| config.networks.get(name)) {
-        let links = network.uplink().map(Uplink::made).unwrap_or_default();
-        run_dir.journal.leaves_by(&network.name, links);
-    }
-    let done = apply::up(run_dir, netlink, &steps);
-    if done.is_err() && confirm::settle(run_dir) {
+    let done = change(run_dir, netlink, config, names, &inventory, &steps, by);
+    // What a failed step has left is taken back already.
+    if matches!(done, Err(Error::Up(_))) && confirm::settle(run_dir) {
         run_dir.save()?;
     }
     done?;
-    let inventory = observe(netlink, run_dir.path(), &run_dir.journal)?;
-    let left = plan::plan(config, names, &inventory)?;
-    if !left.is_empty() {
-        return Err(Error::Unverified(script(&left)));
-    }
     say(format_args!("up and verified: {}", list(names)));
     match seconds {
         Some(seconds) => Ok(confirm::ask(run_dir, seconds)?),
         None => Ok(()),
     }
+}
+
+/// Does `steps`, which are left to do for `names` on the host of `inventory`, and verifies them by looking again.
+fn change(
+    run_dir: &mut RunDir,
+    netlink: &Netlink,
+    config: &Config,
+    names: &BTreeSet<Name>,
+    inventory: &Inventory,
+    steps: &[Planned],
+    by: By,
+) -> Result<(), Error> {
+    for network in names.iter().filter_map(|name| config.networks.get(name)) {
+        let links = network.uplink().map(Uplink::made).unwrap_or_default();
+        run_dir.journal.leaves_by(&network.name, links);
+    }
+    apply::up(run_dir, netlink, steps)?;
+    mended::keep(run_dir.path(), by, &drift(config, names, inventory))?;
+    let now = observe(netlink, run_dir.path(), &run_dir.journal)?;
+    let left = plan::plan(config, names, &now)?;
+    if !left.is_empty() {
+        return Err(Error::Unverified(script(&left)));
+    }
+    Ok(())
+}
+
+/// What must be done to those of `names` that are up, a line a step: what they share is each one's.
+fn drift(
+    config: &Config,
+    names: &BTreeSet<Name>,
+    inventory: &Inventory,
+) -> BTreeMap<Name, Vec<String>> {
+    let up = names
+        .iter()
+        .filter(|name| inventory.networks.contains_key(*name));
+    let steps = up.map(|name| {
+        let alone = plan::plan(config, &[name.clone()].into(), inventory);
+        let steps = alone.unwrap_or_default();
+        let lines = steps.iter().map(|planned| planned.step.line()).collect();
+        (name.clone(), lines)
+    });
+    steps
+        .filter(|(_, lines): &(_, Vec<_>)| !lines.is_empty())
+        .collect()
 }
 
 /// `ringtap down`: takes back what [`up`] did.

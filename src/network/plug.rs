@@ -13,6 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 use super::apply::{self, netlink::Netlink};
 use super::inventory::Inventory;
 use super::journal::{RunDir, RunDirError};
+use super::mended::By;
 use super::plan::{Planned, network_dir};
 use super::{Error, confirm, make_so, ports, records_of, with_run_dir};
 use crate::cli::HostArgs;
@@ -44,7 +45,7 @@ pub fn plug(host: &HostArgs, config: &Config, names: &BTreeSet<Name>) -> Result<
             .filter(|name| !run_dir.journal.networks.contains_key(*name))
             .cloned()
             .collect();
-        make_so(run_dir, netlink, config, names, unguarded)?;
+        make_so(run_dir, netlink, config, names, By::Run, unguarded)?;
         for record in records_of(&mut run_dir.journal, &down) {
             record.for_guests = true;
         }

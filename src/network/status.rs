@@ -7,11 +7,15 @@ use serde::Serialize;
 
 use super::confirm;
 use super::inventory::Inventory;
+use super::mended::{self, Mending};
 use super::{Error, look, plan};
 use crate::cli::HostArgs;
 use crate::config::{Config, Mode, Network};
 use crate::report::say;
 use crate::types::Name;
+
+/// How many of the times that a network was set right are shown to people.
+const SHOWN: usize = 3;
 
 /// The networks `chosen`, as they are and as `config` wants them.
 ///
@@ -76,6 +80,8 @@ struct NetworkStatus {
     steps: Vec<String>,
     /// What stands in the way of that.
     clashes: Option<String>,
+    /// The last times that it was set right, the latest last.
+    mended: Vec<Mending>,
 }
 
 impl NetworkStatus {
@@ -111,6 +117,7 @@ impl NetworkStatus {
             },
             steps,
             clashes,
+            mended: mended::read(&inventory.run_dir, &network.name),
         }
     }
 }
@@ -157,6 +164,17 @@ impl StatusReport {
             if network.state == State::Drifted && !network.steps.is_empty() {
                 say(format_args!("  `ringtap up {}` would:", network.name));
                 network
+                    .steps
+                    .iter()
+                    .for_each(|step| say(format_args!("    {step}")));
+            }
+            for mending in network.mended.iter().rev().take(SHOWN).rev() {
+                say(format_args!(
+                    "  set right {} by `{}`:",
+                    mending.age(),
+                    mending.by
+                ));
+                mending
                     .steps
                     .iter()
                     .for_each(|step| say(format_args!("    {step}")));

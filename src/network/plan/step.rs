@@ -280,8 +280,10 @@ pub mod files {
     pub const SERVED: &str = "served.json";
     /// The nft table that was loaded.
     pub const TABLE: &str = "table.json";
+    /// The last times that the network was set right.
+    pub const MENDED: &str = "mended.json";
     /// Every file of a network's directory.
-    pub const ALL: [&str; 7] = [CONF, DHCP_HOSTS, HOSTS, LEASES, PID, SERVED, TABLE];
+    pub const ALL: [&str; 8] = [CONF, DHCP_HOSTS, HOSTS, LEASES, PID, SERVED, TABLE, MENDED];
 }
 
 /// The option by which a dnsmasq is started, and known again in a list of processes.
