@@ -32,6 +32,8 @@ pub enum Command {
     TakeBackUnconfirmed(GuardArgs),
     /// Take back what `up` did
     Down(NetworkArgs),
+    /// Set networks right as they drift, in the foreground; SIGINT or SIGTERM ends it
+    Watch(NetworkArgs),
     /// Show networks as they are and as the file wants them; exit code 1 where they differ
     Status(ReportArgs),
     /// Print who can open connections to whom, as the file has it
@@ -89,7 +91,7 @@ pub struct GuardArgs {
 /// Where state is kept unless the person says otherwise.
 const RUN_DIR: &str = "/run/ringtap";
 
-/// Arguments of `down`, and a part of others'.
+/// Arguments of `down` and `watch`, and a part of `up`'s.
 #[derive(Debug, Clone, Args)]
 pub struct NetworkArgs {
     /// File and run directory.

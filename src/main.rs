@@ -32,6 +32,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Confirm(args) => network::confirm(&args)?,
         Command::TakeBackUnconfirmed(args) => network::take_back_unconfirmed(&args)?,
         Command::Down(args) => network::down(&args)?,
+        Command::Watch(args) => network::watch(&args)?,
         Command::Status(args) => return Ok(guest::status(&args)?),
         Command::Reach(args) => network::reach(&args)?,
         Command::Leases(args) => network::leases(&args)?,

@@ -8,7 +8,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
@@ -256,6 +256,13 @@ impl Process {
         }
         let message = format!("process {} does not end, not even by SIGKILL", self.pid);
         Err(io::Error::new(io::ErrorKind::TimedOut, message))
+    }
+}
+
+impl AsRawFd for Process {
+    /// The pidfd: readable once the process has ended.
+    fn as_raw_fd(&self) -> RawFd {
+        self.pidfd.as_raw_fd()
     }
 }
 

@@ -1,5 +1,6 @@
 //! What commands tell the person, on stdout: lines for people, JSON for programs. Errors and the log go to stderr.
 
+use std::error::Error;
 use std::fmt::Display;
 use std::io::{self, Write};
 
@@ -13,6 +14,13 @@ pub fn say(text: impl Display) {
 /// As [`say`], with the colours of `text` where stdout is a terminal that has them and nobody has set `NO_COLOR`.
 pub fn say_in_colour(text: impl Display) {
     let _ = writeln!(anstream::stdout(), "{text}");
+}
+
+/// `error` and its causes in a line.
+pub fn causes(error: &(dyn Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    let texts: Vec<String> = causes.map(ToString::to_string).collect();
+    texts.join(": ")
 }
 
 /// Prints a value for programs.

@@ -1,4 +1,4 @@
-//! Requests to end this process, as something an event loop can wait for.
+//! Requests to this process by signals, as something an event loop can wait for.
 //!
 //! By handlers and not by blocking: children start with handlers reset, but with the signals blocked that their parent
 //! has blocked, and QEMU would then never hear of SIGTERM.
@@ -11,9 +11,9 @@ use std::os::unix::net::UnixStream;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// SIGINT, SIGTERM and SIGHUP of this process; readable when one has come.
+/// Requests to end: SIGINT, SIGTERM, and SIGHUP unless that means something else; readable when one has come.
 #[derive(Debug)]
-pub struct EndRequests(UnixStream);
+pub struct EndRequests(Caught);
 
 impl EndRequests {
     /// Catches the signals from here on, until the process ends.
@@ -21,12 +21,15 @@ impl EndRequests {
     /// # Errors
     /// Those of `sigaction` and `socketpair`.
     pub fn catch() -> io::Result<Self> {
-        let (read, write) = UnixStream::pair()?;
-        read.set_nonblocking(true)?;
-        for signal in [SIGHUP, SIGINT, SIGTERM] {
-            signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
-        }
-        Ok(Self(read))
+        Ok(Self(Caught::new(&[SIGHUP, SIGINT, SIGTERM])?))
+    }
+
+    /// As [`EndRequests::catch`], with SIGHUP left to [`ReloadRequests`].
+    ///
+    /// # Errors
+    /// As [`EndRequests::catch`].
+    pub fn catch_but_hangups() -> io::Result<Self> {
+        Ok(Self(Caught::new(&[SIGINT, SIGTERM])?))
     }
 
     /// How many have come since the last call.
@@ -34,15 +37,62 @@ impl EndRequests {
     /// # Errors
     /// Those of `read`.
     pub fn take(&mut self) -> io::Result<usize> {
-        match self.0.read(&mut [0; 64]) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-            count => count,
-        }
+        self.0.take()
     }
 }
 
 impl AsRawFd for EndRequests {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.0.0.as_raw_fd()
+    }
+}
+
+/// Requests to read a file again, by SIGHUP; readable when one has come.
+#[derive(Debug)]
+pub struct ReloadRequests(Caught);
+
+impl ReloadRequests {
+    /// Catches SIGHUP from here on, until the process ends.
+    ///
+    /// # Errors
+    /// Those of `sigaction` and `socketpair`.
+    pub fn catch() -> io::Result<Self> {
+        Ok(Self(Caught::new(&[SIGHUP])?))
+    }
+
+    /// How many have come since the last call.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub fn take(&mut self) -> io::Result<usize> {
+        self.0.take()
+    }
+}
+
+impl AsRawFd for ReloadRequests {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.0.as_raw_fd()
+    }
+}
+
+/// A byte for each signal that has come.
+#[derive(Debug)]
+struct Caught(UnixStream);
+
+impl Caught {
+    fn new(signals: &[i32]) -> io::Result<Self> {
+        let (read, write) = UnixStream::pair()?;
+        read.set_nonblocking(true)?;
+        for signal in signals {
+            signal_hook::low_level::pipe::register(*signal, write.try_clone()?)?;
+        }
+        Ok(Self(read))
+    }
+
+    fn take(&mut self) -> io::Result<usize> {
+        match self.0.read(&mut [0; 64]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            count => count,
+        }
     }
 }

@@ -51,6 +51,7 @@ pub struct Config {
     /// The guests by name.
     pub guests: BTreeMap<Name, Guest>,
     file: PathBuf,
+    text: String,
 }
 
 impl Config {
@@ -94,11 +95,17 @@ impl Config {
             networks: valid(networks, |network| network.value),
             guests: valid(guests, |guest| guest.value),
             file: file.to_owned(),
+            text: text.to_owned(),
         };
         match reader.into_problems(file) {
             Some(problems) => Err(problems),
             None => Ok(config),
         }
+    }
+
+    /// The text that it was read from.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// The network called `name`.

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -216,6 +216,30 @@ impl RunDir {
     pub fn lock(path: &Path) -> Result<Self, RunDirError> {
         let made = make_run_dir(path)?;
         let lock = lock(path)?;
+        Self::locked(path, made, lock)
+    }
+
+    /// As [`RunDir::lock`]; none where another one holds the lock, or there is no directory.
+    ///
+    /// # Errors
+    /// It can't be locked or read.
+    pub fn try_lock(path: &Path) -> Result<Option<Self>, RunDirError> {
+        let file = path.join(LOCK);
+        let failed = |source| RunDirError::new("lock", &file, source);
+        let file = match File::create(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(failed)?,
+        };
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) if is_there(&lock, path).map_err(failed)? => {
+                Self::locked(path, false, lock).map(Some)
+            }
+            Ok(_) | Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(failed(errno.into())),
+        }
+    }
+
+    fn locked(path: &Path, made: bool, lock: Flock<File>) -> Result<Self, RunDirError> {
         let mut journal = Journal::read(path)?;
         // A ringtap killed at its start leaves a directory that it made, and no journal to say so.
         journal.made_run_dir |= made || holds_no_journal(path);
@@ -278,10 +302,29 @@ impl RunDir {
 /// # Errors
 /// The file system's.
 pub fn write_whole(path: &Path, text: &str) -> io::Result<()> {
+    write(path, text, 0o644)
+}
+
+/// As [`write_whole`], readable by its owner alone.
+///
+/// # Errors
+/// The file system's.
+pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    write(path, text, 0o600)
+}
+
+fn write(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let new = path.with_file_name(temporary(&name));
-    fs::write(&new, text)?;
-    fs::set_permissions(&new, Permissions::from_mode(0o644))?;
+    let mut options = File::options();
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(text.as_bytes())?;
+    file.set_permissions(Permissions::from_mode(mode))?;
     fs::rename(&new, path)
 }
 
@@ -324,12 +367,16 @@ fn lock(dir: &Path) -> Result<Flock<File>, RunDirError> {
             }
             Err((_, errno)) => return Err(failed(errno.into())),
         };
-        // The one we waited for may have removed the file we now hold: then it locks nothing.
-        let held = lock.metadata().map_err(failed)?.ino();
-        if fs::metadata(&path).is_ok_and(|there| there.ino() == held) {
+        if is_there(&lock, dir).map_err(failed)? {
             return Ok(lock);
         }
     }
+}
+
+/// Whether `lock` is that of `dir`: who held it before may have removed the file, and then it locks nothing.
+fn is_there(lock: &Flock<File>, dir: &Path) -> io::Result<bool> {
+    let held = lock.metadata()?.ino();
+    Ok(fs::metadata(dir.join(LOCK)).is_ok_and(|there| there.ino() == held))
 }
 
 /// Whether `dir` has nothing but what a ringtap leaves that is killed before its first journal is whole.

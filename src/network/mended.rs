@@ -26,6 +26,9 @@ pub enum By {
     /// `ringtap run`.
     #[serde(rename = "ringtap run")]
     Run,
+    /// `ringtap watch`.
+    #[serde(rename = "ringtap watch")]
+    Watch,
 }
 
 impl fmt::Display for By {
@@ -33,6 +36,7 @@ impl fmt::Display for By {
         f.write_str(match self {
             Self::Up => "ringtap up",
             Self::Run => "ringtap run",
+            Self::Watch => "ringtap watch",
         })
     }
 }

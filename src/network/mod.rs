@@ -10,8 +10,9 @@
 //!
 //! [`plan()`] and [`status()`] look and compare; they change nothing, not even the run directory. [`up`] holds the
 //! run directory's lock, refuses before it touches anything where something stands in the way, and verifies by
-//! looking again; what it had to set right on a network that was up is kept for [`status`]. [`down`] works from the journal alone, so it takes back what was done even if the file has
-//! changed since. The host is touched under [`apply`] and nowhere else.
+//! looking again; what it had to set right on a network that was up is kept for [`status()`]. [`watch()`] does the same
+//! again and again, as something changes. [`down`] works from the journal alone, so it takes back what was done even
+//! if the file has changed since. The host is touched under [`apply`] and nowhere else.
 
 pub mod apply;
 mod confirm;
@@ -21,6 +22,7 @@ mod leases;
 mod listeners;
 mod mended;
 pub mod observe;
+mod origin;
 pub mod plan;
 mod plug;
 pub mod policy;
@@ -28,6 +30,7 @@ pub mod port;
 mod reach;
 mod script;
 mod status;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as StdError;
@@ -57,6 +60,7 @@ pub use plug::{Plugged, plug};
 pub use reach::reach;
 pub use script::script;
 pub use status::{StatusReport, status};
+pub use watch::watch;
 
 /// Why a command on networks failed; the causes are in its chain of sources.
 #[derive(Debug, Error)]
@@ -125,6 +129,9 @@ pub enum Error {
         /// The links on its bridge.
         ports: Vec<String>,
     },
+    /// The kernel's notices, signals or timers.
+    #[error("what happens on this host can't be watched")]
+    Watch(#[source] io::Error),
     /// dnsmasq's file.
     #[error("cannot read the leases in {}", path.display())]
     Leases {
@@ -203,11 +210,7 @@ fn with_run_dir<T>(
     host: &HostArgs,
     work: impl FnOnce(&mut RunDir, &Netlink) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    require_privilege()?;
-    require(NFT)?;
-    require(DNSMASQ)?;
-    let path = run_dir_path(&host.run_dir)?;
-    require_open(&path)?;
+    let path = ready(host)?;
     let netlink = Netlink::open()?;
     let mut run_dir = RunDir::lock(&path)?;
     let done = work(&mut run_dir, &netlink);
@@ -215,6 +218,16 @@ fn with_run_dir<T>(
     let value = done?;
     closed?;
     Ok(value)
+}
+
+/// The run directory, once it is clear that networks can be had here at all.
+fn ready(host: &HostArgs) -> Result<PathBuf, Error> {
+    require_privilege()?;
+    require(NFT)?;
+    require(DNSMASQ)?;
+    let path = run_dir_path(&host.run_dir)?;
+    require_open(&path)?;
+    Ok(path)
 }
 
 fn records_of<'j>(
@@ -241,6 +254,7 @@ fn make_so(
     let inventory = observe(netlink, run_dir.path(), &run_dir.journal)?;
     let steps = plan::plan(config, names, &inventory)?;
     if steps.is_empty() {
+        origin::keep(run_dir.path(), config, names)?;
         say(format_args!("nothing to do: {} up", list(names)));
         return Ok(());
     }
@@ -248,7 +262,7 @@ fn make_so(
     if let Some(seconds) = seconds {
         confirm::guard(run_dir, &steps, seconds)?;
     }
-    let done = change(run_dir, netlink, config, names, &inventory, &steps, by);
+    let done = change(run_dir, netlink, config, names, &inventory, by);
     // What a failed step has left is taken back already.
     if matches!(done, Err(Error::Up(_))) && confirm::settle(run_dir) {
         run_dir.save()?;
@@ -261,22 +275,23 @@ fn make_so(
     }
 }
 
-/// Does `steps`, which are left to do for `names` on the host of `inventory`, and verifies them by looking again.
+/// Does what is left to do for `names` on the host of `inventory`, and verifies it by looking again.
 fn change(
     run_dir: &mut RunDir,
     netlink: &Netlink,
     config: &Config,
     names: &BTreeSet<Name>,
     inventory: &Inventory,
-    steps: &[Planned],
     by: By,
 ) -> Result<(), Error> {
+    let steps = plan::plan(config, names, inventory)?;
     for network in names.iter().filter_map(|name| config.networks.get(name)) {
         let links = network.uplink().map(Uplink::made).unwrap_or_default();
         run_dir.journal.leaves_by(&network.name, links);
     }
-    apply::up(run_dir, netlink, steps)?;
+    apply::up(run_dir, netlink, &steps)?;
     mended::keep(run_dir.path(), by, &drift(config, names, inventory))?;
+    origin::keep(run_dir.path(), config, names)?;
     let now = observe(netlink, run_dir.path(), &run_dir.journal)?;
     let left = plan::plan(config, names, &now)?;
     if !left.is_empty() {

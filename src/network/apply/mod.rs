@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use super::journal::{Journal, RunDir, RunDirError};
 use super::plan::{Owner, Planned, Step, take_back};
-use crate::report::say;
+use crate::report::{causes, say};
 use crate::types::Name;
 use execute::Hands;
 pub use execute::StepError;
@@ -221,11 +221,5 @@ pub fn down(
 }
 
 fn failure(step: &Step, error: &StepError) -> String {
-    let mut text = format!("`{}`: {error}", step.line());
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
+    format!("`{}`: {}", step.line(), causes(error))
 }

@@ -21,17 +21,34 @@ pub struct Clash {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Clashes(pub(super) Vec<Clash>);
 
+impl Clash {
+    /// The network that can't be made.
+    pub fn network(&self) -> &Name {
+        &self.network
+    }
+}
+
+/// The cause and the remedy.
+impl fmt::Display for Clash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.cause, self.remedy)
+    }
+}
+
+impl Clashes {
+    /// Each of them: one a network at most.
+    pub fn iter(&self) -> impl Iterator<Item = &Clash> {
+        self.0.iter()
+    }
+}
+
 impl fmt::Display for Clashes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, clash) in self.0.iter().enumerate() {
             if index > 0 {
                 writeln!(f)?;
             }
-            write!(
-                f,
-                "network {}: {}; {}",
-                clash.network, clash.cause, clash.remedy
-            )?;
+            write!(f, "network {}: {clash}", clash.network)?;
         }
         Ok(())
     }

@@ -282,8 +282,12 @@ pub mod files {
     pub const TABLE: &str = "table.json";
     /// The last times that the network was set right.
     pub const MENDED: &str = "mended.json";
+    /// The file that the network was brought up from.
+    pub const ORIGIN: &str = "ringtap.toml";
     /// Every file of a network's directory.
-    pub const ALL: [&str; 8] = [CONF, DHCP_HOSTS, HOSTS, LEASES, PID, SERVED, TABLE, MENDED];
+    pub const ALL: [&str; 9] = [
+        CONF, DHCP_HOSTS, HOSTS, LEASES, PID, SERVED, TABLE, MENDED, ORIGIN,
+    ];
 }
 
 /// The option by which a dnsmasq is started, and known again in a list of processes.
