@@ -6,6 +6,7 @@
 //!
 //! A leaf: the control plane's modules use it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -284,6 +285,38 @@ pub fn wait_for_ending(tool: Tool) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The names of the programs that hold these sockets, by inode; of one that nobody here holds there is none.
+pub fn holders(inodes: &BTreeSet<u64>) -> BTreeMap<u64, String> {
+    let mut holders = BTreeMap::new();
+    if inodes.is_empty() {
+        return holders;
+    }
+    let names = all_pids().filter_map(|pid| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        Some((pid, name.trim().to_owned()))
+    });
+    // Those that are most often the ones first: to ask every process for its files takes long.
+    let (likely, others): (Vec<_>, Vec<_>) = names.partition(|(_, name)| name == DNSMASQ.name);
+    for (pid, name) in likely.into_iter().chain(others) {
+        if holders.len() == inodes.len() {
+            break;
+        }
+        let held = sockets(pid).filter(|inode| inodes.contains(inode));
+        holders.extend(held.map(|inode| (inode, name.clone())));
+    }
+    holders
+}
+
+/// The inodes of the sockets that a process holds.
+fn sockets(pid: u32) -> impl Iterator<Item = u64> {
+    let files = fs::read_dir(format!("/proc/{pid}/fd"));
+    files.into_iter().flatten().filter_map(|entry| {
+        let target = fs::read_link(entry.ok()?.path()).ok()?;
+        let inode = target.to_str()?.strip_prefix("socket:[")?;
+        inode.strip_suffix(']')?.parse().ok()
+    })
 }
 
 fn all_pids() -> impl Iterator<Item = u32> {

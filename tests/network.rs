@@ -383,22 +383,8 @@ fn down_waits_for_what_a_killed_up_left_running() {
 #[test]
 fn a_failed_step_takes_back_those_before_it() {
     let host = Host::new(DEFAULT);
-    // A DNS server that listens everywhere leaves no place for ours.
-    let taken = host.netns.within(|| UdpSocket::bind("0.0.0.0:53").unwrap());
     let before = host.everything();
-    host.ringtap(&["up"]).failed(
-        1,
-        &[
-            "dnsmasq",
-            "taken back",
-            "Address already in use",
-            "another DNS or DHCP server",
-        ],
-    );
-    host.is_as(&before);
-    drop(taken);
-
-    // The same in a network that is up: it goes on as it was.
+    // A network that is up beside it goes on as it was.
     host.ringtap(&["up"]).succeeded();
     let is_up = host.netns.snapshot();
     host.configure(&format!("{DEFAULT}{LAB}"));
@@ -411,7 +397,15 @@ fn a_failed_step_takes_back_those_before_it() {
         .netns
         .within(|| TcpListener::bind("10.66.0.1:53").unwrap());
     host.netns.run("sysctl -w net.ipv4.ip_nonlocal_bind=0");
-    host.ringtap(&["up"]).failed(1, &["taken back"]);
+    host.ringtap(&["up"]).failed(
+        1,
+        &[
+            "dnsmasq",
+            "taken back",
+            "Address already in use",
+            "another DNS or DHCP server",
+        ],
+    );
     drop(taken);
     assert_eq!(difference(&is_up, &host.netns.snapshot()), "");
     host.ringtap(&["status", "default"]).succeeded();
@@ -438,6 +432,42 @@ fn a_failed_change_of_addresses_puts_the_old_ones_and_their_server_back() {
     // As the old file wants it, that is: addresses, rules and the server.
     host.configure(LAB);
     host.ringtap(&["status"]).succeeded();
+    host.ringtap(&["down"]).succeeded();
+}
+
+/// One that listens everywhere leaves no place for dnsmasq: that is known before anything is done.
+#[test]
+fn a_dns_or_dhcp_server_on_every_address_is_named_and_nothing_is_touched() {
+    let host = Host::new(DEFAULT);
+    let own_name = fs::read_to_string("/proc/self/comm").unwrap();
+    let own_name = format!("`{}`", own_name.trim());
+    let udp = |address: &str| host.netns.within(|| UdpSocket::bind(address).unwrap());
+    let tcp = |address: &str| host.netns.within(|| TcpListener::bind(address).unwrap());
+    let refused = |words: &[&str]| {
+        let before = host.everything();
+        let words = [words, &[&own_name, "ss -lnp", "nothing was changed"]].concat();
+        host.ringtap(&["up"]).failed(1, &words);
+        host.ringtap(&["plan"]).failed(1, &words);
+        assert!(host.ringtap(&["status"]).out.contains("in the way"));
+        host.is_as(&before);
+    };
+    let taken = udp("0.0.0.0:53");
+    refused(&["udp port 53", "0.0.0.0"]);
+    drop(taken);
+    let taken = tcp("[::]:53");
+    refused(&["tcp port 53", "::"]);
+    drop(taken);
+    for address in ["0.0.0.0:67", "127.0.0.1:67"] {
+        let taken = udp(address);
+        refused(&["udp port 67"]);
+        drop(taken);
+    }
+
+    // DNS on other addresses, such as systemd-resolved's, is in nobody's way, and nor is another dnsmasq.
+    let _stub = (udp("127.0.0.53:53"), tcp("127.0.0.53:53"));
+    host.ringtap(&["up"]).succeeded();
+    host.configure(&format!("{DEFAULT}{LAB}"));
+    host.ringtap(&["up"]).succeeded();
     host.ringtap(&["down"]).succeeded();
 }
 

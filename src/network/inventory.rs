@@ -143,6 +143,9 @@ pub struct Listener {
     pub address: IpAddr,
     /// Its port.
     pub port: u16,
+    /// The program behind it, as far as it matters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
 }
 
 /// What ringtap made for a network, as its journal has it and as the host confirms.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::{bridge, lan, rules};
-use crate::config::{Config, Forward, Network, overlap};
+use crate::config::{Config, Forward, Network, Protocol, overlap};
 use crate::network::inventory::{Inventory, Listener};
 use crate::types::{Family, MacAddr, Name};
 
@@ -71,6 +71,7 @@ pub(super) fn clashes(config: &Config, networks: &[&Network], inventory: &Invent
             no_ipv6(network, inventory)
                 .or_else(|| taken_name(network, "bridge", bridge::bridge_mac(network), inventory))
                 .or_else(|| taken_port(config, network, inventory, &strangers))
+                .or_else(|| taken_service(network, inventory))
                 .or_else(|| {
                     // The chosen networks' own bridges may hold an old address until this plan is done.
                     taken_addresses(network, inventory, &|link| bridges.contains(link))
@@ -124,6 +125,7 @@ fn taken_port(
             protocol,
             address,
             port,
+            ..
         } = listener;
         let takes = |forward: &&Forward| forward.takes(*protocol, *address, *port);
         let forward = network.forwards.iter().find(takes)?;
@@ -131,6 +133,59 @@ fn taken_port(
         let remedy = "choose another port, or an address of the host's that the program is not bound to";
         Some((cause, remedy.to_owned()))
     })
+}
+
+/// Servers of DHCP that let others have its port beside them, or bind it for a link of theirs.
+const SHARING: [&str; 3] = ["dnsmasq", "dhcpd", "systemd-network"];
+
+/// A server of DNS or DHCP where the network's dnsmasq is still to find its place.
+fn taken_service(network: &Network, inventory: &Inventory) -> Option<(String, String)> {
+    let held = inventory.networks.get(&network.name);
+    if !network.has_host() || held.is_some_and(|held| held.dnsmasq.is_some()) {
+        return None;
+    }
+    let mut listeners = inventory.listeners.iter();
+    let listener = listeners.find(|listener| leaves_none(network, listener))?;
+    let Listener {
+        protocol,
+        address,
+        port,
+        program,
+    } = listener;
+    let who = match program {
+        Some(program) => format!("`{program}`"),
+        None => "a program of the host".to_owned(),
+    };
+    let cause = format!(
+        "{who} listens on {protocol} port {port} ({address}), and leaves none of it to the network's dnsmasq"
+    );
+    let how = match (program.as_deref(), port) {
+        (Some("dnsmasq"), _) => "write bind-dynamic into its configuration".to_owned(),
+        (Some("systemd-resolve"), _) => {
+            "write addresses of the host's into DNSStubListenerExtra= (resolved.conf(5))".to_owned()
+        }
+        (_, 53) => "let it listen on addresses of its own alone".to_owned(),
+        _ => "let it bind the port for links of its own alone, or stop it".to_owned(),
+    };
+    let remedy = format!("{how} (`ss -lnp 'sport = :{port}'` shows it)");
+    Some((cause, remedy))
+}
+
+/// Whether dnsmasq could not have the port of this server beside it: DNS on the bridge's addresses, DHCP on all.
+fn leaves_none(network: &Network, listener: &Listener) -> bool {
+    // One on :: has IPv4 as well, as a rule.
+    let is_everywhere = match listener.address {
+        IpAddr::V4(ip) => ip.is_unspecified() && network.ipv4.is_some(),
+        IpAddr::V6(ip) => ip.is_unspecified(),
+    };
+    let shares = listener.program.as_deref();
+    let shares = shares.is_none_or(|program| SHARING.contains(&program));
+    match (listener.protocol, listener.port) {
+        (_, 53) => is_everywhere,
+        (Protocol::Udp, 67) => network.ipv4.is_some() && !shares,
+        (Protocol::Udp, 547) => network.ipv6.is_some() && !shares,
+        _ => false,
+    }
 }
 
 /// A link that has the name of the network's own and is not that of `kind` and address `mac` that ringtap made.
