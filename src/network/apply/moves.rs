@@ -44,14 +44,16 @@ pub fn execute(netlink: &Netlink, from: &IfName, to: &IfName) -> Result<(), Netl
     let (Some(old), Some(new)) = (netlink.link(from)?, netlink.link(to)?) else {
         return Ok(());
     };
-    // Neighbours that know the host by another address are to hear of the new one: they are asked again.
     let is_known = mac_of(&old) == mac_of(&new);
     let end = |index, name| End { index, name };
     let (old, new) = (end(old.header.index, from), end(new.header.index, to));
     let addresses = addresses_of(netlink, old)?;
     let routes = routes_over(netlink, old, &addresses)?;
-    let mut neighbours = neighbours_on(netlink, old)?;
-    neighbours.retain(|neighbour| is_known || is_by_hand(neighbour));
+    // Neighbours that know the host by another MAC address are to hear of the new one: they are asked again, by which all
+    // others hear of it too.
+    let (neighbours, strangers): (Vec<_>, Vec<_>) = neighbours_on(netlink, old)?
+        .into_iter()
+        .partition(|neighbour| is_known || is_by_hand(neighbour));
     netlink.ask(
         format!("move {from}'s addresses to {to}"),
         |handle| async move {
@@ -73,6 +75,9 @@ pub fn execute(netlink: &Netlink, from: &IfName, to: &IfName) -> Result<(), Netl
             // The last first: a primary address takes its secondary ones with it.
             for address in addresses.into_iter().rev() {
                 absent_is_fine(handle.address().del(address).execute().await)?;
+            }
+            for neighbour in &strangers {
+                ask_for(&handle, neighbour, new).await?;
             }
             Ok(())
         },
@@ -144,6 +149,25 @@ async fn introduce(
     let unspecified = Ipv4Addr::UNSPECIFIED.into();
     let mut request = handle.neighbours().add(link.index, unspecified).replace();
     *request.message_mut() = known;
+    request.execute().await
+}
+
+/// Has the kernel find out who `neighbour` is on `link`.
+async fn ask_for(
+    handle: &Handle,
+    neighbour: &NeighbourMessage,
+    link: End<'_>,
+) -> Result<(), rtnetlink::Error> {
+    let mut unknown = neighbour.clone();
+    unknown.header.ifindex = link.index;
+    unknown.header.state = NeighbourState::None;
+    unknown.header.flags = NeighbourFlags::Use;
+    let is_address =
+        |attribute: &NeighbourAttribute| matches!(attribute, NeighbourAttribute::Destination(_));
+    unknown.attributes.retain(is_address);
+    let unspecified = Ipv4Addr::UNSPECIFIED.into();
+    let mut request = handle.neighbours().add(link.index, unspecified).replace();
+    *request.message_mut() = unknown;
     request.execute().await
 }
 
