@@ -221,21 +221,15 @@ fn is_link_local(route: &RouteMessage) -> bool {
     })
 }
 
-/// In use at once: it has been this host's all the time.
 fn moved_address(address: &AddressMessage, old: End<'_>, new: End<'_>) -> AddressMessage {
     let mut moved = address.clone();
     moved.header.index = new.index;
-    moved.header.flags |= AddressHeaderFlags::Nodad;
     for attribute in &mut moved.attributes {
-        match attribute {
-            AddressAttribute::Flags(flags) => *flags |= AddressFlags::Nodad,
-            AddressAttribute::Label(label) => {
-                if let Some(rest) = label.strip_prefix(old.name.as_str()) {
-                    *label = format!("{}{rest}", new.name);
-                    label.truncate(IfName::MAX);
-                }
+        if let AddressAttribute::Label(label) = attribute {
+            if let Some(rest) = label.strip_prefix(old.name.as_str()) {
+                *label = format!("{}{rest}", new.name);
+                label.truncate(IfName::MAX);
             }
-            _ => {}
         }
     }
     moved
@@ -276,17 +270,17 @@ fn moved_route(route: &RouteMessage, old: End<'_>, new: End<'_>) -> RouteMessage
     moved
 }
 
-/// Adds an address that other hosts are not asked about; afterwards it looks like any other.
+/// Adds an address, which is in use at once: it has been this host's all the time. Afterwards it looks as it did.
 async fn give(handle: &Handle, address: AddressMessage) -> Result<(), rtnetlink::Error> {
-    let mut plain = address.clone();
-    plain.header.flags &= !AddressHeaderFlags::Nodad;
-    for attribute in &mut plain.attributes {
+    let mut at_once = address.clone();
+    at_once.header.flags |= AddressHeaderFlags::Nodad;
+    for attribute in &mut at_once.attributes {
         if let AddressAttribute::Flags(flags) = attribute {
-            *flags &= !AddressFlags::Nodad;
+            *flags |= AddressFlags::Nodad;
         }
     }
     let unspecified = Ipv4Addr::UNSPECIFIED.into();
-    for message in [address, plain] {
+    for message in [at_once, address] {
         let mut request = handle
             .address()
             .add(message.header.index, unspecified, 0)
