@@ -184,9 +184,10 @@ impl Journal {
             .chain([(Owner::Host, &self.shared[..])])
     }
 
-    /// Notes that of what `owner` has to take back, no more is left than those of `steps` that are still there.
-    pub fn keep_only(&mut self, owner: &Owner, steps: &[Step]) {
-        self.teardown_of(owner).retain(|step| steps.contains(step));
+    /// Notes that of `those`, which `owner` had to take back, no more is left than `steps`, as far as they are still there.
+    pub fn leave(&mut self, owner: &Owner, those: &[Step], steps: &[Step]) {
+        let list = self.teardown_of(owner);
+        list.retain(|step| !those.contains(step) || steps.contains(step));
         self.forget_the_gone();
     }
 

@@ -28,6 +28,9 @@ pub enum StepError {
     /// dnsmasq is not there though it said it started.
     #[error("dnsmasq ended right after its start; see the system's log for why")]
     DnsmasqEnded,
+    /// One that was to be done with it could not be.
+    #[error("it was not tried")]
+    NotTried,
     /// There is no dnsmasq to be told of new hosts.
     #[error("dnsmasq is not running")]
     NoDnsmasq,
@@ -48,8 +51,7 @@ impl Hands<'_> {
     pub fn execute(&self, batch: &[&Planned]) -> Vec<Result<(), StepError>> {
         let on_links: Vec<&LinkStep> = batch.iter().filter_map(|p| p.step.on_link()).collect();
         if on_links.len() == batch.len() {
-            let outcomes = links::execute(self.netlink, &on_links);
-            return outcomes.into_iter().map(|it| Ok(it?)).collect();
+            return links::execute(self.netlink, &on_links);
         }
         let tables: Vec<_> = batch.iter().filter_map(|p| self.change_of(p)).collect();
         if tables.len() == batch.len() {
@@ -92,7 +94,11 @@ impl Hands<'_> {
                 }
             }
             Step::RemoveDir { dir } => remove_dir(dir)?,
-            Step::MoveAddresses { from, to, .. } => moves::execute(self.netlink, from, to)?,
+            Step::MoveAddresses { from, to, .. } => {
+                if let Some(belongings) = moves::Belongings::of(self.netlink, from)? {
+                    belongings.hand_over(self.netlink, to)?;
+                }
+            }
             Step::StartDnsmasq { dir, files } => dnsmasq::start(dir, files, self.lock)?,
             Step::ReloadDnsmasq { dir, files, .. } => dnsmasq::reload(dir, files)?,
             Step::StopDnsmasq { dir, .. } => dnsmasq::stop(dir)?,

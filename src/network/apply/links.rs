@@ -1,23 +1,61 @@
 //! Steps on links and addresses, many at once: each is sent without waiting for the answer to the one before.
 
 use std::collections::BTreeMap;
+use std::iter;
 
 use rtnetlink::packet_route::link::LinkMessage;
 
-use super::netlink::{Netlink, NetlinkError, Request, is_made, is_port_of};
+use super::execute::StepError;
+use super::moves::Belongings;
+use super::netlink::{Netlink, NetlinkError, Request, is_bond, is_made, is_port_of};
 use crate::config::NicVlans;
 use crate::network::plan::{Kind, LinkStep};
 use crate::types::IfName;
 
 /// Does `steps`, which are on links and addresses and don't depend on links that others of them make. Gives the outcome of
 /// each.
-pub fn execute(netlink: &Netlink, steps: &[&LinkStep]) -> Vec<Result<(), NetlinkError>> {
+pub fn execute(netlink: &Netlink, steps: &[&LinkStep]) -> Vec<Result<(), StepError>> {
     let links = match netlink.links() {
         Ok(links) => links,
-        Err(error) => return vec![Err(error)],
+        Err(error) => {
+            let others = steps.iter().skip(1).map(|_| Err(StepError::NotTried));
+            return iter::once(Err(error.into())).chain(others).collect();
+        }
     };
+    if let [step @ LinkStep::Release { port, master, .. }] = steps {
+        if is_last_link(&links, master, port) {
+            return vec![leave_bond(netlink, &links, step, master, port)];
+        }
+    }
     let requests = steps.iter().map(|step| request(&links, step)).collect();
-    netlink.do_all(requests)
+    let outcomes = netlink.do_all(requests).into_iter();
+    outcomes.map(|outcome| Ok(outcome?)).collect()
+}
+
+/// Whether `port` is all that is left of bond `name`.
+fn is_last_link(links: &BTreeMap<String, LinkMessage>, name: &IfName, port: &IfName) -> bool {
+    let Some(bond) = links.get(name.as_str()).filter(|link| is_bond(link)) else {
+        return false;
+    };
+    let mut ports = links.iter().filter(|(_, link)| is_port_of(link, bond));
+    ports.next().is_some_and(|(name, _)| name == port.as_str()) && ports.next().is_none()
+}
+
+/// The last link takes with it what the host has on the bond, which forgets a part of that when it is without links.
+fn leave_bond(
+    netlink: &Netlink,
+    links: &BTreeMap<String, LinkMessage>,
+    step: &LinkStep,
+    bond: &IfName,
+    port: &IfName,
+) -> Result<(), StepError> {
+    let belongings = Belongings::of(netlink, bond)?;
+    let mut outcomes = netlink.do_all(vec![request(links, step)]);
+    outcomes.pop().unwrap_or(Ok(()))?;
+    match belongings {
+        Some(belongings) => Ok(belongings.hand_over(netlink, port)?),
+        None => Ok(()),
+    }
 }
 
 /// What `step` asks of the kernel; nothing where what it takes back is not there.

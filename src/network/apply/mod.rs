@@ -132,7 +132,7 @@ pub fn roll_back(
     run_dir.journal.ahead(&undo);
     let mut left = take_back_each(run_dir, netlink, &undo, "undo: ");
     let rest = new_teardown(before, &run_dir.journal);
-    left.extend(take_back_each(run_dir, netlink, &rest, "undo: "));
+    left.extend(take_back_all(run_dir, netlink, &rest, "undo: "));
     run_dir.journal.forget_the_gone();
     if let Err(error) = run_dir.save() {
         left.push(error.to_string());
@@ -161,19 +161,35 @@ fn take_back_each(
     failures
 }
 
-/// What `now` has to take back that `before` had not.
-fn new_teardown(before: &Journal, now: &Journal) -> Vec<Planned> {
+/// What `now` has to take back that `before` had not, by owner.
+fn new_teardown(before: &Journal, now: &Journal) -> Vec<(Owner, Vec<Step>)> {
     let old: BTreeMap<Owner, &[Step]> = before.teardowns().collect();
     let of_owner = |(owner, steps): (Owner, &[Step])| {
         let old = old.get(&owner).copied().unwrap_or_default();
-        let new: Vec<Step> = steps
-            .iter()
-            .filter(|step| !old.contains(step))
-            .cloned()
-            .collect();
-        Planned::all(&owner, take_back(&new))
+        let new = steps.iter().filter(|step| !old.contains(step));
+        let new = new.cloned().collect();
+        (owner, new)
     };
-    now.teardowns().flat_map(of_owner).collect()
+    now.teardowns().map(of_owner).collect()
+}
+
+/// Takes back what each owner has to, in the order in which it came about; the journal keeps what failed. Gives the
+/// failures.
+fn take_back_all(
+    run_dir: &mut RunDir,
+    netlink: &Netlink,
+    teardowns: &[(Owner, Vec<Step>)],
+    prefix: &str,
+) -> Vec<String> {
+    let backwards = teardowns.iter().rev(); // a VLAN's link goes before the bond below it
+    let planned: Vec<Planned> = backwards
+        .flat_map(|(owner, steps)| Planned::all(owner, take_back(steps)))
+        .collect();
+    let failures = take_back_each(run_dir, netlink, &planned, prefix);
+    for (owner, steps) in teardowns {
+        run_dir.journal.leave(owner, steps, &take_back(steps));
+    }
+    failures
 }
 
 /// Takes back all that the journal has of `names`, and what networks share if none is left that needs it; goes on where a
@@ -202,19 +218,12 @@ pub fn down(
         &host,
     ] {
         let journal = &run_dir.journal;
-        let owners: Vec<(Owner, Vec<Step>)> = journal
+        let teardowns: Vec<(Owner, Vec<Step>)> = journal
             .teardowns()
             .filter(|(owner, _)| meant(owner, journal))
-            .map(|(owner, steps)| (owner, take_back(steps)))
+            .map(|(owner, steps)| (owner, steps.to_vec()))
             .collect();
-        let all = owners.iter().rev(); // a VLAN's link goes before the bond below it
-        let steps: Vec<Planned> = all
-            .flat_map(|(owner, steps)| Planned::all(owner, steps.clone()))
-            .collect();
-        failures.extend(take_back_each(run_dir, netlink, &steps, ""));
-        for (owner, steps) in owners {
-            run_dir.journal.keep_only(&owner, &steps);
-        }
+        failures.extend(take_back_all(run_dir, netlink, &teardowns, ""));
     }
     run_dir.save()?;
     Ok(failures)

@@ -36,27 +36,64 @@ struct End<'a> {
     name: &'a IfName,
 }
 
-/// Moves what `from` has to `to`; nothing if `from` is not there.
-///
-/// # Errors
-/// The kernel's: what had not moved by then has not.
-pub fn execute(netlink: &Netlink, from: &IfName, to: &IfName) -> Result<(), NetlinkError> {
-    let (Some(old), Some(new)) = (netlink.link(from)?, netlink.link(to)?) else {
-        return Ok(());
-    };
-    let is_known = mac_of(&old) == mac_of(&new);
-    let end = |index, name| End { index, name };
-    let (old, new) = (end(old.header.index, from), end(new.header.index, to));
-    let addresses = addresses_of(netlink, old)?;
-    let routes = routes_over(netlink, old, &addresses)?;
-    // Neighbours that know the host by another MAC address are to hear of the new one: they are asked again, by which all
-    // others hear of it too.
-    let (neighbours, strangers): (Vec<_>, Vec<_>) = neighbours_on(netlink, old)?
-        .into_iter()
-        .partition(|neighbour| is_known || is_by_hand(neighbour));
-    netlink.ask(
-        format!("move {from}'s addresses to {to}"),
-        |handle| async move {
+/// What the host has on a link.
+pub struct Belongings {
+    link: IfName,
+    index: u32,
+    mac: Option<Vec<u8>>,
+    addresses: Vec<AddressMessage>,
+    routes: Vec<RouteMessage>,
+    neighbours: Vec<NeighbourMessage>,
+}
+
+impl Belongings {
+    /// Those on `link`; none if it is not there.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn of(netlink: &Netlink, link: &IfName) -> Result<Option<Self>, NetlinkError> {
+        let Some(there) = netlink.link(link)? else {
+            return Ok(None);
+        };
+        let index = there.header.index;
+        let end = End { index, name: link };
+        let addresses = addresses_of(netlink, end)?;
+        Ok(Some(Self {
+            routes: routes_over(netlink, end, &addresses)?,
+            neighbours: neighbours_on(netlink, end)?,
+            link: link.clone(),
+            index,
+            mac: mac_of(&there).map(<[u8]>::to_vec),
+            addresses,
+        }))
+    }
+
+    /// Gives them to link `to`, and takes them from where they are; nothing if `to` is not there.
+    ///
+    /// # Errors
+    /// The kernel's: what had not moved by then has not.
+    pub fn hand_over(self, netlink: &Netlink, to: &IfName) -> Result<(), NetlinkError> {
+        let Some(there) = netlink.link(to)? else {
+            return Ok(());
+        };
+        // Neighbours that know the host by another MAC address are to hear of the new one: they are asked again, by which
+        // all others hear of it too.
+        let is_known = self.mac.as_deref() == mac_of(&there);
+        let (neighbours, strangers): (Vec<_>, Vec<_>) = self
+            .neighbours
+            .into_iter()
+            .partition(|neighbour| is_known || is_by_hand(neighbour));
+        let (addresses, routes) = (self.addresses, self.routes);
+        let doing = format!("move {}'s addresses to {to}", self.link);
+        let old = End {
+            index: self.index,
+            name: &self.link,
+        };
+        let new = End {
+            index: there.header.index,
+            name: to,
+        };
+        netlink.ask(doing, |handle| async move {
             for address in &addresses {
                 give(&handle, moved_address(address, old, new)).await?;
             }
@@ -80,8 +117,8 @@ pub fn execute(netlink: &Netlink, from: &IfName, to: &IfName) -> Result<(), Netl
                 ask_for(&handle, neighbour, new).await?;
             }
             Ok(())
-        },
-    )
+        })
+    }
 }
 
 fn addresses_of(netlink: &Netlink, link: End<'_>) -> Result<Vec<AddressMessage>, NetlinkError> {
@@ -131,7 +168,8 @@ fn is_by_hand(neighbour: &NeighbourMessage) -> bool {
     is_proxy(neighbour) || neighbour.header.state == NeighbourState::Permanent
 }
 
-/// Makes `neighbour` known on `link`; what was found out is to be checked when there is time.
+/// Makes `neighbour` known on `link`. What was found out is in use and asked once more, so that a neighbour that knows the
+/// host by another link's MAC address hears of this one.
 async fn introduce(
     handle: &Handle,
     neighbour: &NeighbourMessage,
@@ -140,7 +178,7 @@ async fn introduce(
     let mut known = neighbour.clone();
     known.header.ifindex = link.index;
     if !is_by_hand(neighbour) {
-        known.header.state = NeighbourState::Stale;
+        known.header.state = NeighbourState::Probe;
     }
     known.attributes.retain(|attribute| {
         use NeighbourAttribute::{Destination, LinkLayerAddress};
@@ -228,7 +266,7 @@ fn moved_address(address: &AddressMessage, old: End<'_>, new: End<'_>) -> Addres
         if let AddressAttribute::Label(label) = attribute {
             if let Some(rest) = label.strip_prefix(old.name.as_str()) {
                 *label = format!("{}{rest}", new.name);
-                label.truncate(IfName::MAX);
+                label.truncate(IfName::MAX); // what the kernel takes; a long one is not what it was afterwards
             }
         }
     }

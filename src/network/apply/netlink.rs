@@ -546,6 +546,19 @@ fn with_mac<T>(builder: LinkMessageBuilder<T>, mac: Option<MacAddr>) -> LinkMess
     }
 }
 
+/// Whether `link` is a bond.
+pub fn is_bond(link: &LinkMessage) -> bool {
+    is_kind(link, &InfoKind::Bond)
+}
+
+fn is_kind(link: &LinkMessage, kind: &InfoKind) -> bool {
+    let info = |info: &LinkInfo| matches!(info, LinkInfo::Kind(is) if is == kind);
+    link.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.iter().any(info),
+        _ => false,
+    })
+}
+
 /// Whether `link` is what it was made as.
 pub fn is_made(link: &LinkMessage, kind: &Kind, mac: Option<MacAddr>) -> bool {
     let kind = match kind {
@@ -554,13 +567,9 @@ pub fn is_made(link: &LinkMessage, kind: &Kind, mac: Option<MacAddr>) -> bool {
         Kind::Vlan { .. } => InfoKind::Vlan,
         Kind::Macvlan { .. } => InfoKind::MacVlan,
     };
-    let info = |info: &LinkInfo| matches!(info, LinkInfo::Kind(is) if *is == kind);
-    let is_kind = link.attributes.iter().any(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => infos.iter().any(info),
-        _ => false,
-    });
     // A bond's address is that of its links in the end.
-    is_kind && mac.is_none_or(|mac| kind == InfoKind::Bond || mac_of(link) == Some(&mac.octets()))
+    is_kind(link, &kind)
+        && mac.is_none_or(|mac| kind == InfoKind::Bond || mac_of(link) == Some(&mac.octets()))
 }
 
 /// Whether `link` is a port of `master`.
