@@ -20,6 +20,9 @@ pub fn forwarding_key(family: Family) -> &'static str {
     }
 }
 
+/// The sysctl of how many instances of inotify a user may have.
+pub const INOTIFY_INSTANCES: &str = "fs.inotify.max_user_instances";
+
 /// What a host has that a plan may depend on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inventory {

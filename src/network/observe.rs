@@ -85,6 +85,7 @@ pub fn observe(
 fn sysctls(links: &[Link], journal: &Journal) -> io::Result<BTreeMap<String, String>> {
     let mut values = sysctl::forwarding(Family::Ipv4)?;
     values.append(&mut sysctl::forwarding(Family::Ipv6)?);
+    values.append(&mut sysctl::limits()?);
     let bridges = journal.networks.values().filter_map(Record::own_link);
     let shared = journal.links.keys();
     let alone = links.iter().filter(|link| link.master.is_none());

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::{fs, io};
 
-use crate::network::inventory::forwarding_key;
+use crate::network::inventory::{INOTIFY_INSTANCES, forwarding_key};
 use crate::types::Family;
 
 /// Where sysctls are; their names have slashes for dots.
@@ -38,6 +38,14 @@ pub fn forwarding(family: Family) -> io::Result<BTreeMap<String, String>> {
         }
     }
     values(names)
+}
+
+/// What is limited and plans may raise, by name.
+///
+/// # Errors
+/// `/proc` is not readable.
+pub fn limits() -> io::Result<BTreeMap<String, String>> {
+    values([INOTIFY_INSTANCES.to_owned()])
 }
 
 /// What the host does by itself on each of `links`, by name.

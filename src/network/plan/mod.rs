@@ -9,6 +9,7 @@ mod clash;
 mod dnsmasq;
 mod forwarding;
 mod lan;
+mod limits;
 mod link_step;
 mod rules;
 mod step;
@@ -101,7 +102,8 @@ pub fn plan(
     }
     let (on_lan, routed): (Vec<&Network>, Vec<&Network>) =
         networks.iter().partition(|network| network.is_lan());
-    let mut planned = uplink::steps(&on_lan, inventory);
+    let mut planned = Planned::all(&Owner::Host, limits::steps(&routed, inventory));
+    planned.extend(uplink::steps(&on_lan, inventory));
     for network in &on_lan {
         let steps = lan::steps(config, network, inventory);
         planned.extend(Planned::all(&Owner::Network(network.name.clone()), steps));
