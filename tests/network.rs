@@ -418,6 +418,7 @@ fn a_failed_step_takes_back_those_before_it() {
 #[test]
 fn a_failed_change_of_addresses_puts_the_old_ones_and_their_server_back() {
     let host = Host::new(LAB);
+    let before = host.everything();
     host.ringtap(&["up"]).succeeded();
     let ipv4_alone = "[networks.lab]\nmode = \"nat\"\nsubnet = \"10.67.0.0/24\"\n";
     host.configure(ipv4_alone);
@@ -433,6 +434,21 @@ fn a_failed_change_of_addresses_puts_the_old_ones_and_their_server_back() {
     host.configure(LAB);
     host.ringtap(&["status"]).succeeded();
     host.ringtap(&["down"]).succeeded();
+    host.is_as(&before);
+}
+
+/// As after an `up` that was killed between dnsmasq's start and the note of it.
+#[test]
+fn a_server_that_nothing_is_known_of_is_started_anew_and_goes_with_the_network() {
+    let host = Host::new(DEFAULT);
+    let before = host.everything();
+    host.ringtap(&["up"]).succeeded();
+    let pid = host.dnsmasq("default");
+    fs::remove_file(host.run_dir().join("networks/default/served.json")).unwrap();
+    host.ringtap(&["up"]).succeeded();
+    assert_ne!(host.dnsmasq("default"), pid);
+    host.ringtap(&["down"]).succeeded();
+    host.is_as(&before);
 }
 
 /// One that listens everywhere leaves no place for dnsmasq: that is known before anything is done.

@@ -157,10 +157,14 @@ impl Journal {
         }
     }
 
-    /// Notes that `steps` are done: they are not to be done again by `down`.
-    pub fn done(&mut self, steps: &[Planned]) {
+    /// Notes that `steps` are done, `all` of which are or will be: they are not to be done again by `down`, unless to take
+    /// another of them back, such as the stop of a server that is then started anew.
+    pub fn done(&mut self, steps: &[Planned], all: &[Planned]) {
         for Planned { owner, step } in steps {
-            self.teardown_of(owner).retain(|old| old != step);
+            let mut others = all.iter().filter(|other| other.owner == *owner);
+            if !others.any(|other| other.step.teardown().contains(step)) {
+                self.teardown_of(owner).retain(|old| old != step);
+            }
         }
     }
 

@@ -72,7 +72,7 @@ pub fn up(run_dir: &mut RunDir, netlink: &Netlink, steps: &[Planned]) -> Result<
             });
         }
     }
-    run_dir.journal.done(steps);
+    run_dir.journal.done(steps, steps);
     Ok(run_dir.save()?)
 }
 
@@ -153,7 +153,7 @@ fn take_back_each(
         let prefix = || prefix.to_owned();
         for (planned, outcome) in batch.iter().zip(execute(run_dir, netlink, &batch, prefix)) {
             match outcome {
-                Ok(()) => run_dir.journal.done(std::slice::from_ref(*planned)),
+                Ok(()) => run_dir.journal.done(std::slice::from_ref(*planned), steps),
                 Err(error) => failures.push(failure(&planned.step, &error)),
             }
         }
