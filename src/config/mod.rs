@@ -16,6 +16,7 @@ mod guest;
 mod network;
 mod problem;
 mod reader;
+mod route;
 mod uplink;
 mod values;
 
@@ -40,6 +41,7 @@ pub use network::{Ipv4, LanBridge, MacvtapMode, Mode, Network};
 use problem::suggest;
 pub use problem::{Problem, Problems};
 use reader::{At, Reader, Section, line_of};
+pub use route::StaticRoute;
 pub use uplink::{Base, Bond, BondMode, Uplink};
 pub use values::{DhcpRange, Domain, Memory, Prefix, Subnet};
 
@@ -258,27 +260,62 @@ fn section_name(
     Some(name.value)
 }
 
-fn check_subnets(reader: &Reader<'_>, networks: &ReadMap<'_, Network>) {
-    let mut seen: Vec<(&Network, IpNet)> = Vec::new();
-    for read in networks.values() {
-        for (key, family) in [("subnet", Family::Ipv4), ("ipv6", Family::Ipv6)] {
-            let Some((network, net)) = read
-                .value
-                .as_ref()
-                .and_then(|network| Some((network, network.prefix(family)?)))
-            else {
-                continue;
-            };
-            for (other, with) in seen.iter().filter(|(_, with)| overlap(net, *with)) {
-                reader.problem(
-                    &read.section.span_of(key),
-                    read.section.key(key),
-                    format!("{net} overlaps {with} of networks.{}", other.name),
-                    "give each network addresses of its own",
-                );
-            }
-            seen.push((network, net));
+/// Addresses that are a network's, by its own or by what is behind a machine there.
+struct Claim<'a> {
+    network: &'a Network,
+    net: IpNet,
+    /// The route's metric, if it is one.
+    metric: Option<u32>,
+    place: String,
+    span: Range<usize>,
+}
+
+fn claims<'a>(read: &'a Read<'_, Network>) -> impl Iterator<Item = Claim<'a>> {
+    let Read { section, value } = read;
+    value.iter().flat_map(|network| {
+        let own = [("subnet", Family::Ipv4), ("ipv6", Family::Ipv6)];
+        let own = own.into_iter().filter_map(|(key, family)| {
+            Some(Claim {
+                network,
+                net: network.prefix(family)?,
+                metric: None,
+                place: section.key(key),
+                span: section.span_of(key),
+            })
+        });
+        let routes = network.routes.iter().enumerate();
+        own.chain(routes.map(|(index, route)| Claim {
+            network,
+            net: route.to,
+            metric: Some(route.metric),
+            place: format!("{}[{index}]", section.key("routes")),
+            span: section.span_of_item("routes", index),
+        }))
+    })
+}
+
+impl Claim<'_> {
+    /// Why it can't be beside an earlier one, if so. Of a network's routes one may go a part of the way of another.
+    fn refusal(&self, first: &Self) -> Option<(String, &'static str)> {
+        let (net, with) = (self.net, first.net);
+        let same_network = self.network.name == first.network.name;
+        if same_network && self.metric.is_some() && first.metric.is_some() {
+            let same = net == with && self.metric == first.metric;
+            let cause = format!("the way to {net} is that of {} already", first.place);
+            return same.then_some((cause, "leave one out, or give it another metric"));
         }
+        let cause = format!("{net} overlaps {with} of networks.{}", first.network.name);
+        overlap(net, with).then_some((cause, "give each network addresses of its own"))
+    }
+}
+
+fn check_subnets(reader: &Reader<'_>, networks: &ReadMap<'_, Network>) {
+    let mut seen: Vec<Claim<'_>> = Vec::new();
+    for claim in networks.values().flat_map(claims) {
+        for (cause, remedy) in seen.iter().filter_map(|first| claim.refusal(first)) {
+            reader.problem(&claim.span, claim.place.clone(), cause, remedy);
+        }
+        seen.push(claim);
     }
 }
 

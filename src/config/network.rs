@@ -10,6 +10,7 @@ use super::dns::{self, Dns};
 use super::forward::Forward;
 use super::problem::suggest;
 use super::reader::{At, Reader, Section};
+use super::route::{self, StaticRoute};
 use super::uplink::{self, Uplink};
 use super::values::{DhcpRange, Domain, Prefix, Subnet};
 use super::{Read, ReadMap, parse_each, section_name};
@@ -36,6 +37,8 @@ pub struct Network {
     pub dhcp: Dhcp,
     /// What is resolved besides guests' names.
     pub dns: Dns,
+    /// What is behind machines on it.
+    pub routes: Vec<StaticRoute>,
     /// Ports of the host that lead to guests; only on a NAT network.
     pub forwards: Vec<Forward>,
     /// Whether its guests are kept from each other.
@@ -104,6 +107,13 @@ impl Network {
             Family::Ipv4 => self.ipv4.map(|ipv4| ipv4.subnet.net().into()),
             Family::Ipv6 => self.ipv6.map(|prefix| prefix.net().into()),
         }
+    }
+
+    /// Its addresses of one family and what is behind machines on it, none of them in two.
+    pub fn nets(&self, family: Family) -> Vec<IpNet> {
+        let routes = self.routes.iter().filter(|route| route.family() == family);
+        let behind = IpNet::aggregate(&routes.map(|route| route.to).collect());
+        self.prefix(family).into_iter().chain(behind).collect()
     }
 
     /// Whether ringtap gives the host addresses on it, and serves it.
@@ -232,6 +242,7 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
         "nat66",
         "forwards",
         "isolate-guests",
+        "routes",
         "bridge",
         "uplink",
         "vlan",
@@ -286,6 +297,8 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
         "forwards",
         "write it as \"tcp:2222 -> web1:22\"",
     );
+    let remedy = "write it as \"10.9.0.0/16 via 192.168.100.5\"";
+    let routes = parse_each::<StaticRoute>(reader, &section, "routes", remedy);
     // A key that is there and wrong leaves no network; one that is not there leaves none of that family.
     let value = (|| {
         let subnet = subnet.map_or(Some(None), |read| read.map(|at| Some(at.value)))?;
@@ -303,6 +316,7 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
             },
             dhcp,
             dns: dns?,
+            routes: routes?,
             forwards: forwards?,
             isolate_guests,
             vlan_filtering,
@@ -312,6 +326,7 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
     })();
     if let Some(network) = &value {
         dhcp::check(reader, &section, network);
+        route::check(reader, &section, network);
     }
     Read { section, value }
 }
@@ -320,12 +335,12 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
 fn refuse_services(reader: &Reader<'_>, section: &Section<'_>, mode: &Mode) {
     let (keys, cause): (&[&str], _) = match mode {
         Mode::Bridge { .. } | Mode::Macvtap { .. } => (
-            &["subnet", "ipv6", "dhcp", "dns", "domain"],
-            "addresses and names are the LAN's to give",
+            &["subnet", "ipv6", "dhcp", "dns", "domain", "routes"],
+            "addresses, names and routes are the LAN's to give",
         ),
         _ => (
-            &["dhcp", "dns", "domain"],
-            "there is no DHCP and no DNS where the host keeps off (host = false)",
+            &["dhcp", "dns", "domain", "routes"],
+            "there is no DHCP, no DNS and no gateway where the host keeps off (host = false)",
         ),
     };
     for key in keys.iter().filter(|key| section.has(key)) {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::config::Protocol;
+use crate::config::{Protocol, StaticRoute};
 use crate::types::{Family, IfName, MacAddr, Name, VlanId};
 
 /// The sysctl that makes a host forward.
@@ -56,6 +56,14 @@ impl Inventory {
     /// The link called `name`.
     pub fn link(&self, name: &str) -> Option<&Link> {
         self.links.iter().find(|link| link.name == name)
+    }
+
+    /// Whether the host has `route` over `link`.
+    pub fn has(&self, route: &StaticRoute, link: &IfName) -> bool {
+        self.routes.iter().any(|found| {
+            found.link.as_deref() == Some(link.as_str())
+                && (found.to, found.via, found.metric) == (route.to, Some(route.via), route.metric)
+        })
     }
 
     /// Whether the host forwards packets of `family`.
@@ -122,12 +130,19 @@ pub struct Route {
     pub to: IpNet,
     /// The link it leaves by, if it is that kind of route.
     pub link: Option<String>,
-    /// The router it leads over.
+    /// The router it leads over, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub via: Option<IpAddr>,
+    /// Of several to one place that with the lowest is taken.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub metric: u32,
     /// Whether the kernel made it by itself, along with an address.
     #[serde(default, skip_serializing_if = "is_false")]
     pub kernel: bool,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 impl Route {
@@ -162,6 +177,9 @@ pub struct Held {
     /// The addresses ringtap put on it.
     #[serde(default)]
     pub addresses: Vec<IpNet>,
+    /// The routes ringtap made over it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<StaticRoute>,
     /// The nft table ringtap loaded last.
     #[serde(default)]
     pub table: Option<Table>,

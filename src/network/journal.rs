@@ -19,6 +19,7 @@ use thiserror::Error;
 
 use super::confirm;
 use super::plan::{LinkStep, Owner, Planned, Step};
+use crate::config::StaticRoute;
 use crate::types::{IfName, Name};
 
 const JOURNAL: &str = "state.json";
@@ -94,6 +95,15 @@ impl Record {
             _ => None,
         };
         self.teardown.iter().filter_map(address).collect()
+    }
+
+    /// The routes ringtap made over the bridge.
+    pub fn routes(&self) -> Vec<StaticRoute> {
+        let route = |step: &Step| match step {
+            Step::Link(LinkStep::DeleteRoute { route, .. }) => Some(*route),
+            _ => None,
+        };
+        self.teardown.iter().filter_map(route).collect()
     }
 }
 

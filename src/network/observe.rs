@@ -118,6 +118,7 @@ fn held(run_dir: &Path, name: &Name, record: &Record, listings: &BTreeMap<String
         dir: dir.is_dir(),
         own_link: record.own_link().is_some(),
         addresses: record.addresses(),
+        routes: record.routes(),
         table: nft::loaded(&dir.join(files::TABLE)).map(|table| Table {
             intact: listed == Some(&table.listing),
             rules: table.rules,
@@ -353,15 +354,13 @@ fn route(message: &RouteMessage, names: &LinkNames) -> Option<Route> {
         AddressFamily::Inet6 => Some(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
         _ => None,
     };
-    let mut link = None;
-    let mut via = None;
+    let (mut link, mut via, mut metric) = (None, None, 0);
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(ip)) => to = Some(IpAddr::V4(*ip)),
-            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => to = Some(IpAddr::V6(*ip)),
+            RouteAttribute::Destination(address) => to = ip(address),
+            RouteAttribute::Gateway(address) => via = ip(address),
             RouteAttribute::Oif(index) => link = names.get(index).cloned(),
-            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => via = Some(IpAddr::V4(*ip)),
-            RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => via = Some(IpAddr::V6(*ip)),
+            RouteAttribute::Priority(priority) => metric = *priority,
             _ => {}
         }
     }
@@ -370,6 +369,15 @@ fn route(message: &RouteMessage, names: &LinkNames) -> Option<Route> {
         to: IpNet::new(to, prefix).ok()?,
         link,
         via,
+        metric,
         kernel: message.header.protocol == RouteProtocol::Kernel,
     })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    }
 }

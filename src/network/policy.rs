@@ -1,6 +1,8 @@
 //! Who may open connections to whom through a network's gateway: decided here once, from the file alone, for the rules
 //! that a plan loads and for the table that `ringtap reach` prints.
 
+use ipnet::IpNet;
+
 use crate::config::{Mode, Network};
 use crate::types::Family;
 
@@ -29,10 +31,14 @@ impl Policy {
 
     /// That of `network`; none where the host is not its gateway, or its guests have no addresses of that family.
     pub fn of(network: &Network, family: Family) -> Option<Self> {
-        network.prefix(family)?;
+        Self::of_net(network, network.prefix(family)?)
+    }
+
+    /// That of `net` on `network`, its own or behind a machine there; none where the host is not its gateway.
+    pub fn of_net(network: &Network, net: IpNet) -> Option<Self> {
         Some(match &network.mode {
             Mode::Bridge { .. } | Mode::Macvtap { .. } => return None,
-            Mode::Nat { nat66 } => Self::nat(network, family, *nat66),
+            Mode::Nat { nat66 } => Self::nat(net, *nat66),
             Mode::Routed | Mode::Open => Self::ROUTED,
             Mode::Isolated { .. } => Self::CLOSED,
         })
@@ -40,9 +46,11 @@ impl Policy {
 
     /// IPv6 has addresses enough: guests keep theirs, unless the file says otherwise. Unique local ones mean nothing
     /// beyond, so that guests had better not try.
-    fn nat(network: &Network, family: Family, nat66: bool) -> Self {
-        let masquerade = family == Family::Ipv4 || nat66;
-        let local = network.ipv6.is_some_and(|prefix| prefix.is_unique_local());
+    fn nat(net: IpNet, nat66: bool) -> Self {
+        let (masquerade, local) = match net {
+            IpNet::V4(_) => (true, false),
+            IpNet::V6(net) => (nat66, net.addr().is_unique_local()),
+        };
         Self {
             outbound: masquerade || !local,
             inbound: false,

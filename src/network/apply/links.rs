@@ -1,4 +1,4 @@
-//! Steps on links and addresses, many at once: each is sent without waiting for the answer to the one before.
+//! Steps on links, addresses and routes, many at once: each is sent without waiting for the answer to the one before.
 
 use std::collections::BTreeMap;
 use std::iter;
@@ -12,7 +12,7 @@ use crate::config::NicVlans;
 use crate::network::plan::{Kind, LinkStep};
 use crate::types::IfName;
 
-/// Does `steps`, which are on links and addresses and don't depend on links that others of them make. Gives the outcome of
+/// Does `steps`, which are on links and what belongs to them and don't depend on links that others of them make. Gives the outcome of
 /// each.
 pub fn execute(netlink: &Netlink, steps: &[&LinkStep]) -> Vec<Result<(), StepError>> {
     let links = match netlink.links() {
@@ -115,6 +115,11 @@ fn request(
         }
         LinkStep::DeleteAddress { link, address } => match found(link) {
             Some(there) => Request::delete_address(link, there, *address),
+            None => return Ok(None),
+        },
+        LinkStep::AddRoute { link, route } => Request::add_route(link, there(link)?, route),
+        LinkStep::DeleteRoute { link, route } => match found(link) {
+            Some(there) => Request::delete_route(link, there, route),
             None => return Ok(None),
         },
     };

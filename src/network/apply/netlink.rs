@@ -1,4 +1,4 @@
-//! Links and addresses through rtnetlink: one connection, and requests that wait for their answer one by one or many
+//! Links, addresses and routes through rtnetlink: one connection, and requests that wait for their answer one by one or many
 //! together.
 //!
 //! rtnetlink is asynchronous and the control plane is not: each method runs its request to the end on a
@@ -18,18 +18,19 @@ use rtnetlink::packet_route::link::{
     BondMode as netlink_bond, BridgeStpState, BridgeVlanInfoFlags, InfoBridgePort, InfoKind,
     InfoPortData, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage, MacVlanMode, MacVtapMode,
 };
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
 use rtnetlink::{
     AddressMessageBuilder, Handle, LinkBond, LinkBridge, LinkBridgeVlan, LinkMacVlan, LinkMacVtap,
-    LinkMessageBuilder, LinkUnspec, LinkVlan,
+    LinkMessageBuilder, LinkUnspec, LinkVlan, RouteMessageBuilder,
 };
 use thiserror::Error;
 use tokio::runtime::Runtime;
 
-use crate::config::{BondMode, MacvtapMode, NicVlans};
+use crate::config::{BondMode, MacvtapMode, NicVlans, StaticRoute};
 use crate::network::plan::{Kind, MIIMON, Master};
 use crate::types::{IfName, MacAddr, Mtu, VlanId};
 
-/// The kernel refused a change to a link or address, or could not be asked.
+/// The kernel refused a change to a link, address or route, or could not be asked.
 #[derive(Debug, Error)]
 #[error("cannot {doing}")]
 pub struct NetlinkError {
@@ -287,6 +288,29 @@ impl Request {
             ..request
         }
     }
+
+    /// Routes what is behind a machine on `link`, called `name`, to it, in place of another way of the same metric.
+    pub fn add_route(name: &IfName, link: &LinkMessage, route: &StaticRoute) -> Self {
+        let message = route_message(link, route);
+        Self::new(format!("route {route} over {name}"), |handle| {
+            handle.route().add(message).replace().execute()
+        })
+    }
+
+    /// Deletes a route, which may be absent, over `link`, called `name`.
+    pub fn delete_route(name: &IfName, link: &LinkMessage, route: &StaticRoute) -> Self {
+        let mut message = route_message(link, route);
+        // Whoever made it.
+        message.header.protocol = RouteProtocol::Unspec;
+        message.header.scope = RouteScope::NoWhere;
+        let request = Self::new(format!("delete the route {route} over {name}"), |handle| {
+            handle.route().del(message).execute()
+        });
+        Self {
+            fine: Some(libc::ESRCH),
+            ..request
+        }
+    }
 }
 
 /// A connection to the kernel's routing subsystem, in the network namespace it was opened in.
@@ -512,6 +536,21 @@ impl Netlink {
             None => Err(NetlinkError::no_link(name)),
         }
     }
+}
+
+fn route_message(link: &LinkMessage, route: &StaticRoute) -> RouteMessage {
+    let mut message = match route.to {
+        IpNet::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+        IpNet::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+    };
+    message.header.destination_prefix_length = route.to.prefix_len();
+    message.attributes.extend([
+        RouteAttribute::Destination(route.to.network().into()),
+        RouteAttribute::Gateway(route.via.into()),
+        RouteAttribute::Oif(link.header.index),
+        RouteAttribute::Priority(route.metric),
+    ]);
+    message
 }
 
 fn io_error(error: rtnetlink::Error) -> io::Error {

@@ -19,34 +19,40 @@ enum Kind {
     Addresses,
     Tables,
     Open,
+    RoutesThatEnd,
+    RoutesThatStart,
     ServersThatEnd,
     ServersThatStart,
     Forwarding,
 }
 
 /// The order in which a host comes about.
-const FORWARDS: [Kind; 10] = [
+const FORWARDS: [Kind; 12] = [
     Kind::Uplinks,
     Kind::Dirs,
     Kind::Links,
     Kind::ServersThatEnd,
+    Kind::RoutesThatEnd,
     Kind::Sysctls,
     Kind::Addresses,
     Kind::Tables,
     Kind::Open,
+    Kind::RoutesThatStart,
     Kind::ServersThatStart,
     Kind::Forwarding,
 ];
 
 /// The order in which it goes, or is again what it was. That is not the other way about throughout: either way a server
-/// starts on addresses that are there, and an IPv6 address comes after the sysctl that allows it.
-const BACKWARDS: [Kind; 10] = [
+/// starts on addresses that are there, a route needs one to lead by, and an IPv6 address comes after the sysctl that allows it.
+const BACKWARDS: [Kind; 12] = [
     Kind::Forwarding,
     Kind::ServersThatEnd,
+    Kind::RoutesThatEnd,
     Kind::Open,
     Kind::Tables,
     Kind::Sysctls,
     Kind::Addresses,
+    Kind::RoutesThatStart,
     Kind::ServersThatStart,
     Kind::Links,
     Kind::Dirs,
@@ -73,6 +79,8 @@ impl Kind {
                 | LinkStep::SetMtu { .. }
                 | LinkStep::AddAddress { .. }
                 | LinkStep::DeleteAddress { .. } => Self::Addresses,
+                LinkStep::AddRoute { .. } => Self::RoutesThatStart,
+                LinkStep::DeleteRoute { .. } => Self::RoutesThatEnd,
             },
         }
     }
@@ -81,7 +89,12 @@ impl Kind {
     fn at_once(self) -> bool {
         matches!(
             self,
-            Self::Links | Self::Addresses | Self::Tables | Self::Open
+            Self::Links
+                | Self::Addresses
+                | Self::Tables
+                | Self::Open
+                | Self::RoutesThatEnd
+                | Self::RoutesThatStart
         )
     }
 }

@@ -1,13 +1,13 @@
-//! What a network needs on the host: a bridge with the gateway's addresses, rules, dnsmasq.
+//! What a network needs on the host: a bridge with the gateway's addresses, rules, routes, dnsmasq.
 
 use ipnet::IpNet;
 
 use super::link_step::{Kind, LinkStep};
 use super::step::Step;
 use super::{desired_mtu, dnsmasq, network_dir, rules, table_name};
-use crate::config::{Config, Network};
+use crate::config::{Config, Network, StaticRoute};
 use crate::network::inventory::{Held, Inventory, Link, Table};
-use crate::types::{IfName, MacAddr};
+use crate::types::{Family, IfName, MacAddr};
 
 /// The steps that make `network` of what is there. Rules come before the bridge is up, so that there is no
 /// moment in which the network is open.
@@ -34,11 +34,15 @@ pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -
         let link = name.clone();
         steps.push(LinkStep::SetMtu { link, mtu, was }.into());
     }
-    steps.extend(addresses(network, &name, held, found));
+    steps.extend(old_routes(network, &name, held, inventory));
+    let addresses = addresses(network, &name, held, found);
+    let routes = routes(network, &name, &addresses, inventory);
+    steps.extend(addresses.into_iter().map(Step::from));
     steps.extend(table(config, network, held.table.as_ref()));
     if !found.is_some_and(|link| link.up) {
         steps.push(LinkStep::SetUp { link: name }.into());
     }
+    steps.extend(routes);
     steps.extend(services(config, network, held, inventory));
     steps
 }
@@ -91,7 +95,7 @@ fn sysctls(network: &Network, link: &IfName, inventory: &Inventory) -> Vec<Step>
 }
 
 /// Only addresses of ours go: a person may have added one.
-fn addresses(network: &Network, link: &IfName, held: &Held, found: Option<&Link>) -> Vec<Step> {
+fn addresses(network: &Network, link: &IfName, held: &Held, found: Option<&Link>) -> Vec<LinkStep> {
     let wanted = network.gateways();
     let there = |address: &&IpNet| found.is_some_and(|link| link.addresses.contains(address));
     let old = held.addresses.iter().filter(there);
@@ -105,7 +109,45 @@ fn addresses(network: &Network, link: &IfName, held: &Held, found: Option<&Link>
         link: link.clone(),
         address,
     });
-    delete.chain(add).map(Step::from).collect()
+    delete.chain(add).collect()
+}
+
+/// Only routes of ours go.
+fn old_routes(network: &Network, link: &IfName, held: &Held, inventory: &Inventory) -> Vec<Step> {
+    let there = held
+        .routes
+        .iter()
+        .filter(|route| inventory.has(route, link));
+    let old = there.filter(|route| !network.routes.contains(route));
+    let delete = old.map(|&route| LinkStep::DeleteRoute {
+        link: link.clone(),
+        route,
+    });
+    delete.map(Step::from).collect()
+}
+
+/// The routes that are missing, or go with an address that the steps `before` them delete: with a link's last of a family go
+/// its routes.
+fn routes(
+    network: &Network,
+    link: &IfName,
+    before: &[LinkStep],
+    inventory: &Inventory,
+) -> Vec<Step> {
+    let goes = |route: &StaticRoute| {
+        let of_family = |step: &LinkStep| match step {
+            LinkStep::DeleteAddress { address, .. } => Family::of(address.addr()) == route.family(),
+            _ => false,
+        };
+        before.iter().any(of_family)
+    };
+    let wanted = network.routes.iter();
+    let missing = wanted.filter(|route| goes(route) || !inventory.has(route, link));
+    let add = missing.map(|&route| LinkStep::AddRoute {
+        link: link.clone(),
+        route,
+    });
+    add.map(Step::from).collect()
 }
 
 fn table(config: &Config, network: &Network, was: Option<&Table>) -> Option<Step> {

@@ -208,20 +208,25 @@ pub(super) fn taken_name(
     ))
 }
 
-/// An address or route of another link that shares addresses with the network.
+/// An address or route of another link that shares addresses with the network or what is behind machines on it.
 fn taken_addresses(
     network: &Network,
     inventory: &Inventory,
     ours: &dyn Fn(&str) -> bool,
 ) -> Option<(String, String)> {
     let prefixes = Family::BOTH.map(|family| network.prefix(family));
-    prefixes.into_iter().flatten().find_map(|net| {
-        let remedy = || format!("choose another subnet than {net}");
+    let prefixes = prefixes.into_iter().flatten();
+    let own = prefixes.map(|net| (net, format!("choose another subnet than {net}")));
+    let behind = network.routes.iter().map(|route| {
+        let remedy = format!("leave out the route `{route}`, or what it overlaps");
+        (route.to, remedy)
+    });
+    own.chain(behind).find_map(|(net, remedy)| {
         let others = inventory.links.iter().filter(|link| !ours(&link.name));
         let mut addresses = others.flat_map(|link| link.addresses.iter().map(move |a| (link, a)));
         if let Some((link, address)) = addresses.find(|(_, address)| overlap(net, **address)) {
             let cause = format!("{net} overlaps {address} on link `{}`", link.name);
-            return Some((cause, remedy()));
+            return Some((cause, remedy));
         }
         let mut routes = inventory.routes.iter().filter(|route| !route.is_default());
         let route = routes
@@ -231,6 +236,6 @@ fn taken_addresses(
             None => "of the host".to_owned(),
         };
         let cause = format!("{net} overlaps the route to {} {over}", route.to);
-        Some((cause, remedy()))
+        Some((cause, remedy))
     })
 }

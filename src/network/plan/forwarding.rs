@@ -2,21 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use super::passes;
 use super::step::Step;
 use crate::config::{Config, Network};
 use crate::network::inventory::{Inventory, forwarding_key};
-use crate::network::policy::Policy;
 use crate::types::Family;
 
 /// The steps after which the host forwards what `networks` need. They come last, once every network has its rules: they
 /// open the host as a whole.
 pub(super) fn steps(config: &Config, networks: &[&Network], inventory: &Inventory) -> Vec<Step> {
-    let passes = |network: &Network, family| {
-        let policy = Policy::of(network, family);
-        policy.is_some_and(|policy| policy.outbound || policy.inbound)
-            || config.has_forwards(network, family)
+    let forwards = |family| {
+        let mut networks = networks.iter();
+        networks.any(|network| passes(config, network, family))
     };
-    let forwards = |family| networks.iter().any(|network| passes(network, family));
     let lacks = |family: &Family| forwards(*family) && !inventory.forwards(*family);
     let mut steps = Vec::new();
     for family in Family::BOTH.into_iter().filter(lacks) {

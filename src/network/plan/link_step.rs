@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::step::Effect;
-use crate::config::BondMode;
+use crate::config::{BondMode, StaticRoute};
 use crate::types::{IfName, MacAddr, VlanId};
 
 /// How often the links of a bond are asked for their carrier, in milliseconds (bonding.rst recommends it).
@@ -110,6 +110,20 @@ pub enum LinkStep {
         /// The address with its prefix length.
         address: IpNet,
     },
+    /// Route what is behind a machine on a link to it, in place of another way to there.
+    AddRoute {
+        /// The link.
+        link: IfName,
+        /// Where to, and by which machine.
+        route: StaticRoute,
+    },
+    /// Take back a route that [`LinkStep::AddRoute`] made.
+    DeleteRoute {
+        /// The link.
+        link: IfName,
+        /// Where to, and by which machine.
+        route: StaticRoute,
+    },
 }
 
 /// A kind of link that ringtap makes.
@@ -175,6 +189,8 @@ impl LinkStep {
             Self::SetDown { link } => Self::SetUp { link },
             Self::AddAddress { link, address } => Self::DeleteAddress { link, address },
             Self::DeleteAddress { link, address } => Self::AddAddress { link, address },
+            Self::AddRoute { link, route } => Self::DeleteRoute { link, route },
+            Self::DeleteRoute { link, route } => Self::AddRoute { link, route },
             // Steps of `down` only: it goes on where one fails, and never back.
             Self::Delete { .. } | Self::Release { .. } => return None,
         };
@@ -184,10 +200,14 @@ impl LinkStep {
     /// What it makes of what is there.
     pub fn effect(&self) -> Effect {
         match self {
-            Self::Add { .. } | Self::AddAddress { .. } | Self::AddVlan { .. } => Effect::Adds,
-            Self::Delete { .. } | Self::DeleteAddress { .. } | Self::DeleteVlan { .. } => {
-                Effect::Removes
-            }
+            Self::Add { .. }
+            | Self::AddAddress { .. }
+            | Self::AddRoute { .. }
+            | Self::AddVlan { .. } => Effect::Adds,
+            Self::Delete { .. }
+            | Self::DeleteAddress { .. }
+            | Self::DeleteRoute { .. }
+            | Self::DeleteVlan { .. } => Effect::Removes,
             Self::Enslave { .. }
             | Self::Release { .. }
             | Self::SetVlanFiltering { .. }
@@ -200,7 +220,10 @@ impl LinkStep {
     /// What `down` must do because of this step.
     pub fn teardown(&self) -> Option<Self> {
         match self {
-            Self::Add { .. } | Self::Enslave { .. } | Self::AddAddress { .. } => self.undo(),
+            Self::Add { .. }
+            | Self::Enslave { .. }
+            | Self::AddAddress { .. }
+            | Self::AddRoute { .. } => self.undo(),
             _ => None,
         }
     }
@@ -275,6 +298,10 @@ impl fmt::Display for LinkStep {
             Self::DeleteAddress { link, address } => {
                 write!(f, "ip address delete {address} dev {link}")
             }
+            Self::AddRoute { link, route } => {
+                write!(f, "ip route replace {route} dev {link} proto static")
+            }
+            Self::DeleteRoute { link, route } => write!(f, "ip route delete {route} dev {link}"),
         }
     }
 }

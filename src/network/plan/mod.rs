@@ -22,8 +22,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::inventory::Inventory;
+use super::policy::Policy;
 use crate::config::{Config, Network};
-use crate::types::{IfName, Name};
+use crate::types::{Family, IfName, Name};
 pub use clash::Clashes;
 pub use link_step::{Kind, LinkStep, MIIMON, Master};
 pub use step::{Effect, Step, conf_option, files, replace_script};
@@ -119,7 +120,7 @@ pub fn plan(
 
 /// What undoes `teardown`, the list of what must be taken back in the order in which it came about.
 ///
-/// Backwards, and without the addresses and sysctls of links that go anyway.
+/// Backwards, and without the addresses, routes and sysctls of links that go anyway.
 pub fn take_back(teardown: &[Step]) -> Vec<Step> {
     let links: Vec<&IfName> = teardown
         .iter()
@@ -129,7 +130,9 @@ pub fn take_back(teardown: &[Step]) -> Vec<Step> {
         })
         .collect();
     let goes_anyway = |step: &&Step| match step {
-        Step::Link(LinkStep::DeleteAddress { link, .. }) => links.contains(&link),
+        Step::Link(LinkStep::DeleteAddress { link, .. } | LinkStep::DeleteRoute { link, .. }) => {
+            links.contains(&link)
+        }
         Step::SetSysctl { key, .. } => links
             .iter()
             .any(|link| key.contains(&format!(".conf.{}.", link.as_str().replace('.', "/")))),
@@ -147,6 +150,13 @@ pub fn network_dir(run_dir: &Path, name: &Name) -> PathBuf {
 /// The nft table of network `name`, of family inet.
 pub fn table_name(name: &Name) -> String {
     format!("ringtap_{name}")
+}
+
+/// Whether packets of `family` go through the gateway of `network`, one way or the other.
+fn passes(config: &Config, network: &Network, family: Family) -> bool {
+    let nets = network.nets(family).into_iter();
+    let mut policies = nets.filter_map(|net| Policy::of_net(network, net));
+    policies.any(|policy| policy.outbound || policy.inbound) || config.has_forwards(network, family)
 }
 
 fn desired_mtu(network: &Network) -> u32 {

@@ -6,6 +6,8 @@
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
+
 use super::table_name;
 use crate::config::{Config, Forward, Mode, Network, Ports, Protocol};
 use crate::network::policy::Policy;
@@ -132,15 +134,15 @@ fn forward(network: &Network, forwards: &[Redirect]) -> String {
     } else {
         vec![format!("{among_guests} accept")]
     };
-    for (ip, net, policy) in families(network) {
+    for (ip, nets, policy) in families(network) {
         if policy.outbound {
-            rules.push(format!("iifname \"{bridge}\" {ip} saddr {net} accept"));
+            rules.push(format!("iifname \"{bridge}\" {ip} saddr {nets} accept"));
         }
         if policy.inbound {
-            rules.push(format!("oifname \"{bridge}\" {ip} daddr {net} accept"));
+            rules.push(format!("oifname \"{bridge}\" {ip} daddr {nets} accept"));
         } else if policy.outbound {
             let replies = "ct state established,related accept";
-            rules.push(format!("oifname \"{bridge}\" {ip} daddr {net} {replies}"));
+            rules.push(format!("oifname \"{bridge}\" {ip} daddr {nets} {replies}"));
         }
     }
     for forward in forwards {
@@ -191,11 +193,11 @@ fn keep_off(network: &Network) -> String {
 fn postrouting(network: &Network, forwards: &[Redirect]) -> Option<String> {
     let mut rules = Vec::new();
     let bridge = network.own_bridge();
-    for (ip, net, _) in families(network) {
+    for (ip, nets, _) in families(network) {
         let mut redirected = forwards.iter();
         if redirected.any(|forward| nft_family(forward.to) == ip) {
             let hairpin = "ct status dnat masquerade";
-            rules.push(format!("oifname \"{bridge}\" {ip} saddr {net} {hairpin}"));
+            rules.push(format!("oifname \"{bridge}\" {ip} saddr {nets} {hairpin}"));
             if ip == "ip" {
                 rules.push(format!(
                     "oifname \"{bridge}\" ip saddr 127.0.0.0/8 {hairpin}"
@@ -203,15 +205,16 @@ fn postrouting(network: &Network, forwards: &[Redirect]) -> Option<String> {
             }
         }
     }
-    for (ip, net, _) in families(network).filter(|(.., policy)| policy.masquerade) {
+    let families = families(network).into_iter();
+    for (ip, nets, _) in families.filter(|(.., policy)| policy.masquerade) {
         let to_all: &[&str] = match ip {
             "ip" => &["224.0.0.0/24", "255.255.255.255"],
             _ => &["ff00::/8"],
         };
         for all in to_all {
-            rules.push(format!("{ip} saddr {net} {ip} daddr {all} return"));
+            rules.push(format!("{ip} saddr {nets} {ip} daddr {all} return"));
         }
-        let beyond = format!("{ip} saddr {net} {ip} daddr != {net}");
+        let beyond = format!("{ip} saddr {nets} {ip} daddr != {nets}");
         // Ports below 1024 would be given to guests that use such, and some servers trust those.
         let ports = "meta l4proto { tcp, udp } masquerade to :1024-65535";
         rules.push(format!("{beyond} {ports}"));
@@ -221,15 +224,42 @@ fn postrouting(network: &Network, forwards: &[Redirect]) -> Option<String> {
     (!rules.is_empty()).then(|| chain("postrouting", hook, &rules))
 }
 
-/// Each family that the network has addresses of: as nft calls it, the addresses, and what they may do.
-fn families(network: &Network) -> impl Iterator<Item = (&'static str, ipnet::IpNet, Policy)> {
-    Family::BOTH.into_iter().filter_map(|family| {
+/// Each family that the network has addresses of, as nft calls it: its own and what is behind machines on it, those
+/// together that may do the same.
+fn families(network: &Network) -> Vec<(&'static str, String, Policy)> {
+    let mut all = Vec::new();
+    for family in Family::BOTH {
+        let mut alike: Vec<(Policy, Vec<IpNet>)> = Vec::new();
+        for net in network.nets(family) {
+            let Some(policy) = Policy::of_net(network, net) else {
+                continue;
+            };
+            match alike.iter_mut().find(|(known, _)| *known == policy) {
+                Some((_, nets)) => nets.push(net),
+                None => alike.push((policy, vec![net])),
+            }
+        }
         let ip = match family {
             Family::Ipv4 => "ip",
             Family::Ipv6 => "ip6",
         };
-        Some((ip, network.prefix(family)?, Policy::of(network, family)?))
-    })
+        all.extend(
+            alike
+                .into_iter()
+                .map(|(policy, nets)| (ip, set(&nets), policy)),
+        );
+    }
+    all
+}
+
+fn set(nets: &[IpNet]) -> String {
+    match nets {
+        [net] => net.to_string(),
+        _ => {
+            let nets: Vec<String> = nets.iter().map(IpNet::to_string).collect();
+            format!("{{ {} }}", nets.join(", "))
+        }
+    }
 }
 
 fn chain(name: &str, hook: &str, rules: &[String]) -> String {
