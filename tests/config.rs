@@ -7,7 +7,7 @@ mod golden;
 use std::fs;
 use std::path::Path;
 
-use ringtap::config::{Accel, Config};
+use ringtap::config::{Accel, BridgeNfCall, Config};
 use ringtap::types::{MacAddr, Name};
 
 #[test]
@@ -36,6 +36,7 @@ fn a_good_file_is_read_whole() {
     let config = Config::load(file).unwrap();
     let name = |text: &str| text.parse::<Name>().unwrap();
 
+    assert_eq!(config.host.bridge_nf_call, BridgeNfCall::Leave);
     let default = config.network(&name("default")).unwrap();
     assert_eq!(default.trunk().as_str(), "rt-default");
     assert_eq!(

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use ringtap::config::Config;
 use ringtap::network::inventory::Inventory;
-use ringtap::network::plan::{Step, plan};
+use ringtap::network::plan::{Step, plan, remarks};
 use ringtap::network::script;
 
 /// What the command would print for the case in `folder`.
@@ -17,7 +17,7 @@ fn planned(folder: &Path) -> String {
     let config = Config::load(&folder.join("config.toml")).unwrap();
     let chosen = config.chosen(&[]).unwrap();
     match plan(&config, &chosen, &inventory(folder)) {
-        Ok(steps) => script(&steps),
+        Ok(steps) => script(&remarks(&config, &chosen, &inventory(folder)), &steps),
         Err(clashes) => format!("refused:\n{clashes}\n"),
     }
 }

@@ -13,6 +13,7 @@ mod dhcp_option;
 mod dns;
 mod forward;
 mod guest;
+mod host;
 mod network;
 mod problem;
 mod reader;
@@ -37,6 +38,7 @@ pub use dhcp_option::DhcpOption;
 pub use dns::{Dns, DnsName, Forwarder, Srv, Text};
 pub use forward::{Forward, Ports, Protocol, Target};
 pub use guest::{Accel, Guest, Nic, NicVlans};
+pub use host::{BridgeNfCall, HostSettings};
 pub use network::{Ipv4, LanBridge, MacvtapMode, Mode, Network};
 use problem::suggest;
 pub use problem::{Problem, Problems};
@@ -48,6 +50,8 @@ pub use values::{DhcpRange, Domain, Memory, Prefix, Subnet};
 /// What the file says.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The host's own settings.
+    pub host: HostSettings,
     /// The networks by name.
     pub networks: BTreeMap<Name, Network>,
     /// The guests by name.
@@ -84,7 +88,8 @@ impl Config {
         let directory = file.parent().unwrap_or(Path::new(""));
         let reader = Reader::new(text, directory);
         let root = Section::root(&document);
-        reader.known_keys(&root, &["networks", "guests"]);
+        reader.known_keys(&root, &["host", "networks", "guests"]);
+        let host = host::read(&reader, &root);
         let networks = network::read_all(&reader, &root);
         let guests = guest::read_all(&reader, &root, &networks);
         check_subnets(&reader, &networks);
@@ -94,6 +99,7 @@ impl Config {
         check_links(&reader, &networks, &guests);
         check_uplinks(&reader, &networks);
         let config = Self {
+            host,
             networks: valid(networks, |network| network.value),
             guests: valid(guests, |guest| guest.value),
             file: file.to_owned(),

@@ -23,6 +23,17 @@ pub fn forwarding_key(family: Family) -> &'static str {
 /// The sysctl of how many instances of inotify a user may have.
 pub const INOTIFY_INSTANCES: &str = "fs.inotify.max_user_instances";
 
+/// The sysctls that make the kernel show bridged frames to iptables and its sisters; each is there only where the kernel's
+/// br_netfilter is.
+pub fn bridge_nf_call_keys() -> impl Iterator<Item = &'static str> {
+    [
+        "net.bridge.bridge-nf-call-iptables",
+        "net.bridge.bridge-nf-call-ip6tables",
+        "net.bridge.bridge-nf-call-arptables",
+    ]
+    .into_iter()
+}
+
 /// What a host has that a plan may depend on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inventory {

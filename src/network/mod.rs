@@ -52,7 +52,7 @@ use inventory::Inventory;
 use journal::{Journal, Record, RunDir, RunDirError};
 use mended::By;
 use observe::{ObserveError, observe};
-use plan::{Clashes, Planned};
+use plan::{Clashes, Planned, Remark};
 
 pub use confirm::{confirm, take_back_unconfirmed};
 pub use leases::leases;
@@ -172,15 +172,21 @@ pub fn plan(args: &ReportArgs) -> Result<(), Error> {
     let chosen = config.chosen(&args.network.names)?;
     let (_, inventory) = look(host)?;
     let steps = plan::plan(&config, &chosen, &inventory)?;
+    let remarks = plan::remarks(&config, &chosen, &inventory);
     if args.json {
         print_json(&PlanReport {
+            remarks,
             steps: steps.iter().map(Described::new).collect(),
             inventory,
         });
-    } else if steps.is_empty() {
+        return Ok(());
+    }
+    let text = script::styled(&remarks, &steps);
+    if !text.is_empty() {
+        say_in_colour(text.trim_end());
+    }
+    if steps.is_empty() {
         say("# nothing to do");
-    } else {
-        say_in_colour(script::styled(&steps).trim_end());
     }
     Ok(())
 }
@@ -295,7 +301,7 @@ fn change(
     let now = observe(netlink, run_dir.path(), &run_dir.journal)?;
     let left = plan::plan(config, names, &now)?;
     if !left.is_empty() {
-        return Err(Error::Unverified(script(&left)));
+        return Err(Error::Unverified(script(&[], &left)));
     }
     Ok(())
 }
@@ -399,6 +405,7 @@ fn ports(journal: &Journal, netlink: &Netlink, name: &Name) -> Result<Vec<String
 /// What `plan --json` prints: with the inventory it is a test case.
 #[derive(Serialize)]
 struct PlanReport {
+    remarks: Vec<Remark>,
     steps: Vec<Described>,
     inventory: Inventory,
 }

@@ -24,7 +24,7 @@ use thiserror::Error;
 
 use super::apply::netlink::{Netlink, NetlinkError};
 use super::apply::{dnsmasq, nft, sysctl};
-use super::inventory::{Dnsmasq, Held, Inventory, Link, Route, Table};
+use super::inventory::{Dnsmasq, Held, Inventory, Link, Route, Table, bridge_nf_call_keys};
 use super::journal::{Journal, Record};
 use super::listeners;
 use super::plan::{files, network_dir, table_name};
@@ -81,11 +81,14 @@ pub fn observe(
     })
 }
 
-/// Forwarding, and what is done by itself on ringtap's bridges and on links that may become a part of one.
+/// Forwarding, limits, whether bridged frames are shown to iptables, and what is done by itself on ringtap's bridges and on links that may become a part of one.
 fn sysctls(links: &[Link], journal: &Journal) -> io::Result<BTreeMap<String, String>> {
     let mut values = sysctl::forwarding(Family::Ipv4)?;
     values.append(&mut sysctl::forwarding(Family::Ipv6)?);
     values.append(&mut sysctl::limits()?);
+    values.append(&mut sysctl::values(
+        bridge_nf_call_keys().map(str::to_owned),
+    )?);
     let bridges = journal.networks.values().filter_map(Record::own_link);
     let shared = journal.links.keys();
     let alone = links.iter().filter(|link| link.master.is_none());

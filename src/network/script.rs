@@ -5,18 +5,21 @@ use std::fmt::Display;
 use anstream::adapter::strip_str;
 use anstyle::{AnsiColor, Style};
 
-use super::plan::{Effect, Planned};
+use super::plan::{Effect, Planned, Remark};
 
 const REMARK: Style = Style::new().dimmed();
 
-/// `steps` as the commands a person would type, under a heading for each network.
-pub fn script(steps: &[Planned]) -> String {
-    strip_str(&styled(steps)).to_string()
+/// `remarks` as comments, and `steps` as the commands a person would type, under a heading for each network.
+pub fn script(remarks: &[Remark], steps: &[Planned]) -> String {
+    strip_str(&styled(remarks, steps)).to_string()
 }
 
-/// As [`script`], in colour: what is added green, what goes red, headings dim.
-pub(super) fn styled(steps: &[Planned]) -> String {
-    let mut text = String::new();
+/// As [`script`], in colour: what is added green, what goes red, comments and headings dim.
+pub(super) fn styled(remarks: &[Remark], steps: &[Planned]) -> String {
+    let remarks = remarks.iter();
+    let mut text: String = remarks
+        .map(|remark| lines(&format!("# {remark}"), REMARK))
+        .collect();
     let mut heading = String::new();
     for planned in steps {
         let of = format!("# {}", planned.owner);
@@ -74,8 +77,11 @@ mod tests {
             "\x1b[2m# the host\x1b[0m",
             "\x1b[31mrm -r /d\x1b[0m",
         ];
-        assert_eq!(styled(&steps).lines().collect::<Vec<_>>(), expected);
+        assert_eq!(styled(&[], &steps).lines().collect::<Vec<_>>(), expected);
         let plain = "# network a\nip address add 10.0.0.1/24 brd + dev rt-a\nip link set rt-a up\n";
-        assert_eq!(script(&steps), format!("{plain}# the host\nrm -r /d\n"));
+        assert_eq!(
+            script(&[], &steps),
+            format!("{plain}# the host\nrm -r /d\n")
+        );
     }
 }

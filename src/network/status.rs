@@ -80,6 +80,8 @@ struct NetworkStatus {
     steps: Vec<String>,
     /// What stands in the way of that.
     clashes: Option<String>,
+    /// What else a person should know.
+    remarks: Vec<String>,
     /// The last times that it was set right, the latest last.
     mended: Vec<Mending>,
 }
@@ -88,7 +90,9 @@ impl NetworkStatus {
     fn of(config: &Config, network: &Network, inventory: &Inventory) -> Self {
         let held = inventory.networks.get(&network.name);
         let trunk = network.trunk().to_string();
-        let (steps, clashes) = match plan::plan(config, &[network.name.clone()].into(), inventory) {
+        let alone = [network.name.clone()].into();
+        let remarks = plan::remarks(config, &alone, inventory);
+        let (steps, clashes) = match plan::plan(config, &alone, inventory) {
             Ok(steps) => (
                 steps.iter().map(|planned| planned.step.line()).collect(),
                 None,
@@ -117,6 +121,7 @@ impl NetworkStatus {
             },
             steps,
             clashes,
+            remarks: remarks.into_iter().map(|remark| remark.text).collect(),
             mended: mended::read(&inventory.run_dir, &network.name),
         }
     }
@@ -159,6 +164,9 @@ impl StatusReport {
             }
             if let Some(clashes) = &network.clashes {
                 say(format_args!("  in the way: {clashes}"));
+            }
+            for remark in &network.remarks {
+                say(format_args!("  {remark}"));
             }
             // Of a network that is down, all is missing: `plan` shows it.
             if network.state == State::Drifted && !network.steps.is_empty() {

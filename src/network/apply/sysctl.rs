@@ -65,7 +65,10 @@ pub fn of_links<'a>(links: impl Iterator<Item = &'a str>) -> io::Result<BTreeMap
 }
 
 /// The values of those of `names` that are there.
-fn values(names: impl IntoIterator<Item = String>) -> io::Result<BTreeMap<String, String>> {
+///
+/// # Errors
+/// `/proc` is not readable.
+pub fn values(names: impl IntoIterator<Item = String>) -> io::Result<BTreeMap<String, String>> {
     let mut values = BTreeMap::new();
     for name in names {
         match fs::read_to_string(file(&name)) {

@@ -5,6 +5,7 @@
 //! socket: golden folders under `tests/plans` hold file, inventory and expected steps.
 
 mod bridge;
+mod bridged;
 mod clash;
 mod dnsmasq;
 mod forwarding;
@@ -84,6 +85,24 @@ impl Planned {
     }
 }
 
+/// What a person should know, though it is no step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Remark {
+    /// The network that it is about; none where it is the host.
+    pub network: Option<Name>,
+    /// What there is to know.
+    pub text: String,
+}
+
+impl fmt::Display for Remark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.network {
+            Some(network) => write!(f, "network {network}: {}", self.text),
+            None => write!(f, "the host: {}", self.text),
+        }
+    }
+}
+
 /// The steps that make the `chosen` networks of `config` on the host of `inventory`, in order.
 ///
 /// # Errors
@@ -93,10 +112,7 @@ pub fn plan(
     chosen: &BTreeSet<Name>,
     inventory: &Inventory,
 ) -> Result<Vec<Planned>, Clashes> {
-    let networks: Vec<&Network> = chosen
-        .iter()
-        .filter_map(|name| config.networks.get(name))
-        .collect();
+    let networks = of(config, chosen);
     let clashes = clash::clashes(config, &networks, inventory);
     if !clashes.is_empty() {
         return Err(Clashes(clashes));
@@ -113,9 +129,22 @@ pub fn plan(
         let steps = bridge::steps(config, network, inventory);
         planned.extend(Planned::all(&Owner::Network(network.name.clone()), steps));
     }
-    let shared = forwarding::steps(config, &networks, inventory);
+    let mut shared = bridged::steps(config, &networks, inventory);
+    shared.extend(forwarding::steps(config, &networks, inventory));
     planned.extend(Planned::all(&Owner::Host, shared));
     Ok(planned)
+}
+
+/// What a person should know of the `chosen` networks of `config` on the host of `inventory`, though nothing is to be done.
+pub fn remarks(config: &Config, chosen: &BTreeSet<Name>, inventory: &Inventory) -> Vec<Remark> {
+    let networks = of(config, chosen);
+    let remarks = bridged::remark(config, &networks, inventory);
+    remarks.into_iter().collect()
+}
+
+fn of<'c>(config: &'c Config, chosen: &BTreeSet<Name>) -> Vec<&'c Network> {
+    let networks = chosen.iter().filter_map(|name| config.networks.get(name));
+    networks.collect()
 }
 
 /// What undoes `teardown`, the list of what must be taken back in the order in which it came about.
