@@ -17,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use support::host::Host;
-use support::netns::{BOUND, difference, until, wait};
+use support::netns::{BOUND, difference, require, until, wait};
 
 const DEFAULT: &str = r#"
 [networks.default]
@@ -263,6 +263,29 @@ fn notices_that_were_lost_are_a_reason_to_look() {
     watch.says("set right: default");
     watch.end(Signal::SIGTERM);
     host.ringtap(&["down"]).succeeded();
+}
+
+/// Docker that comes, or starts anew, makes its chains while networks are up.
+#[test]
+fn rules_in_dockers_chain_are_made_as_docker_comes_and_again_when_they_go() {
+    require("iptables", "iptables");
+    let host = Host::new(DEFAULT);
+    host.ringtap(&["up"]).succeeded();
+    let watch = Watch::start(&host);
+    assert_eq!(watch.babble(), [""; 0]);
+    host.netns.run("iptables -w -N DOCKER-USER");
+    host.netns.run("iptables -w -P FORWARD DROP");
+    watch.says("set right: default");
+    let rules = host.netns.run("iptables -w -S DOCKER-USER");
+    assert_eq!(rules.matches("ringtap default").count(), 2, "{rules}");
+    host.netns.run("iptables -w -F DOCKER-USER");
+    watch.says("set right: default");
+    assert_eq!(host.netns.run("iptables -w -S DOCKER-USER"), rules);
+    assert_eq!(watch.babble(), [""; 0]);
+    watch.end(Signal::SIGTERM);
+    host.ringtap(&["down"]).succeeded();
+    let left = host.netns.run("iptables -w -S DOCKER-USER");
+    assert_eq!(left, "-N DOCKER-USER\n");
 }
 
 #[test]

@@ -51,6 +51,9 @@ pub struct Inventory {
     /// The links that ringtap has made for several networks to share.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub shared_links: BTreeSet<IfName>,
+    /// Chains of others that let not everything pass, and Docker's for a person's rules.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chains: Vec<Chain>,
     /// What ringtap has there already, by network.
     #[serde(default)]
     pub networks: BTreeMap<Name, Held>,
@@ -175,6 +178,103 @@ pub struct Listener {
     /// The program behind it, as far as it matters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<String>,
+}
+
+/// A chain of somebody else's firewall.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chain {
+    /// The program that lists and changes it; nft where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<Iptables>,
+    /// The family of its table: `ip`, `ip6` or `inet`.
+    pub family: String,
+    /// Its table.
+    pub table: String,
+    /// Its name.
+    pub name: String,
+    /// Where packets come to it; none where only other chains lead there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hook: Option<Hook>,
+    /// What becomes of packets that no rule before the last one has decided on.
+    pub end: End,
+    /// The links that its rules speak of, and those of the chains that it leads to, but for ringtap's own.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub links: BTreeSet<String>,
+    /// The chains and targets that it leads to.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub leads_to: BTreeSet<String>,
+    /// ringtap's own rules in it, as iptables prints them after its name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub own_rules: Vec<String>,
+}
+
+/// Where a chain is met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hook {
+    /// By what the host forwards.
+    Forward,
+    /// By what is meant for the host.
+    Input,
+}
+
+/// How a chain ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum End {
+    /// What comes to its end passes.
+    Accept,
+    /// Its policy is to drop.
+    Policy,
+    /// Its last rule drops all.
+    Drop,
+    /// Its last rule rejects all.
+    Reject,
+}
+
+/// A program for the chains of one family in one kind of iptables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Iptables {
+    /// IPv4, in nftables.
+    #[serde(rename = "iptables")]
+    Ipv4,
+    /// IPv6, in nftables.
+    #[serde(rename = "ip6tables")]
+    Ipv6,
+    /// IPv4, in the kernel's older tables.
+    #[serde(rename = "iptables-legacy")]
+    LegacyIpv4,
+    /// IPv6, in the kernel's older tables.
+    #[serde(rename = "ip6tables-legacy")]
+    LegacyIpv6,
+}
+
+impl Iptables {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Ipv4, Self::Ipv6, Self::LegacyIpv4, Self::LegacyIpv6];
+
+    /// The program's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "iptables",
+            Self::Ipv6 => "ip6tables",
+            Self::LegacyIpv4 => "iptables-legacy",
+            Self::LegacyIpv6 => "ip6tables-legacy",
+        }
+    }
+
+    /// Which packets it is for.
+    pub fn family(self) -> Family {
+        match self {
+            Self::Ipv4 | Self::LegacyIpv4 => Family::Ipv4,
+            Self::Ipv6 | Self::LegacyIpv6 => Family::Ipv6,
+        }
+    }
+
+    /// Whether its tables are not nftables'.
+    pub fn is_legacy(self) -> bool {
+        matches!(self, Self::LegacyIpv4 | Self::LegacyIpv6)
+    }
 }
 
 /// What ringtap made for a network, as its journal has it and as the host confirms.

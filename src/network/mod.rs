@@ -15,6 +15,7 @@
 //! if the file has changed since. The host is touched under [`apply`] and nowhere else.
 
 pub mod apply;
+mod chains;
 mod confirm;
 pub mod inventory;
 pub mod journal;

@@ -1,7 +1,7 @@
 //! Looks at the host and changes nothing: fills an [`Inventory`].
 //!
-//! Links, addresses and routes come through rtnetlink, sysctls from `/proc`, tables from `nft`, processes
-//! from `/proc`. What ringtap made is what its journal says, as far as the host confirms it.
+//! Links, addresses and routes come through rtnetlink, sysctls from `/proc`, tables from `nft`, chains of others from
+//! `iptables` too, processes from `/proc`. What ringtap made is what its journal says, as far as the host confirms it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -26,8 +26,8 @@ use super::apply::netlink::{Netlink, NetlinkError};
 use super::apply::{dnsmasq, nft, sysctl};
 use super::inventory::{Dnsmasq, Held, Inventory, Link, Route, Table, bridge_nf_call_keys};
 use super::journal::{Journal, Record};
-use super::listeners;
 use super::plan::{files, network_dir, table_name};
+use super::{chains, listeners};
 use crate::programs::ToolError;
 use crate::types::{Family, IfName, MacAddr, Name, VlanId};
 
@@ -64,7 +64,8 @@ pub fn observe(
             .iter()
             .any(|message| is_by_ra(message, &link.name, &names));
     }
-    let listings = nft::listings()?;
+    let ruleset = nft::ruleset()?;
+    let listings = nft::listings(&ruleset);
     let networks = journal
         .networks
         .iter()
@@ -77,6 +78,7 @@ pub fn observe(
         routes: worth_knowing(&routes, &names),
         listeners: listeners::listeners().map_err(ObserveError::Listeners)?,
         shared_links: journal.links.keys().cloned().collect(),
+        chains: chains::chains(&ruleset),
         networks,
     })
 }

@@ -147,8 +147,8 @@ impl Drop for Netns {
     }
 }
 
-/// Timers of bridges run, nft's handles count what was ever loaded, and that a link has no carrier is known a second after
-/// it was set up.
+/// Timers of bridges run, nft's handles count what was ever loaded and its counters what has passed, and that a link has no
+/// carrier is known a second after it was set up.
 fn drop_volatile(value: &mut serde_json::Value) {
     match value {
         serde_json::Value::Array(list) => {
@@ -156,7 +156,7 @@ fn drop_volatile(value: &mut serde_json::Value) {
             list.iter_mut().for_each(drop_volatile);
         }
         serde_json::Value::Object(fields) => {
-            let volatile = ["handle", "operstate"];
+            let volatile = ["handle", "operstate", "packets", "bytes"];
             fields.retain(|key, _| !key.ends_with("_timer") && !volatile.contains(&key.as_str()));
             fields.values_mut().for_each(drop_volatile);
         }

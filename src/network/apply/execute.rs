@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::netlink::{Netlink, NetlinkError};
-use super::{dnsmasq, links, moves, nft, sysctl};
+use super::{dnsmasq, iptables, links, moves, nft, sysctl};
 use crate::network::inventory::forwarding_key;
 use crate::network::journal::make_dir;
 use crate::network::plan::{LinkStep, Owner, Planned, Step, files, network_dir};
@@ -83,6 +83,8 @@ impl Hands<'_> {
 
     fn alone(&self, step: &Step) -> Result<(), StepError> {
         match step {
+            Step::InsertRule { rule } => iptables::insert(rule, self.lock)?,
+            Step::DeleteRule { rule } => iptables::delete(rule, self.lock)?,
             Step::SetSysctl { key, value, .. } => sysctl::set(key, value)?,
             Step::EnableForwarding { family, .. } => sysctl::set(forwarding_key(*family), "1")?,
             Step::RestoreForwarding { family, before } => {

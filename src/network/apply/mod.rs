@@ -6,6 +6,7 @@
 
 pub mod dnsmasq;
 mod execute;
+pub mod iptables;
 mod links;
 mod moves;
 pub mod netlink;

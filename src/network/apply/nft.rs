@@ -57,7 +57,7 @@ fn change_all(changes: &[Change<'_>], lock: &File) -> Result<(), ToolError> {
         // Of this one alone: the host may have many.
         [one] if one.rules.is_some() => listed(&["list", "table", "inet", one.table])?,
         [_] => BTreeMap::new(),
-        _ => listings()?,
+        _ => listed(&["list", "ruleset", "inet"])?,
     };
     for change in changes {
         let noted = match change.rules {
@@ -79,44 +79,44 @@ fn change_all(changes: &[Change<'_>], lock: &File) -> Result<(), ToolError> {
     Ok(())
 }
 
-/// What the kernel has of each table of family inet, as a text that is the same as long as the table is.
+/// All that the kernel has of nftables, as nft prints it for programs.
 ///
 /// # Errors
 /// nft is missing or refuses.
-pub fn listings() -> Result<BTreeMap<String, String>, ToolError> {
-    listed(&["list", "ruleset", "inet"])
+pub fn ruleset() -> Result<Value, ToolError> {
+    json(&["list", "ruleset"])
 }
 
 fn listed(what: &[&str]) -> Result<BTreeMap<String, String>, ToolError> {
-    let words: Vec<&str> = ["-j"].iter().chain(what).copied().collect();
-    let text = programs::run(NFT, &words, "")?;
-    let listing = serde_json::from_str(&text).map_err(|source| ToolError::Output {
-        program: NFT.name,
-        source,
-    })?;
-    Ok(by_table(listing))
+    Ok(listings(&json(what)?))
 }
 
-/// One entry a table: all that is listed of it, but for the handles, which differ from load to load.
-fn by_table(listing: Value) -> BTreeMap<String, String> {
+fn json(what: &[&str]) -> Result<Value, ToolError> {
+    let words: Vec<&str> = ["-j"].iter().chain(what).copied().collect();
+    let text = programs::run(NFT, &words, "")?;
+    serde_json::from_str(&text).map_err(|source| ToolError::Output {
+        program: NFT.name,
+        source,
+    })
+}
+
+/// What `ruleset` has of each table of family inet, as a text that is the same as long as the table is: all that is listed of
+/// it, but for the handles, which differ from load to load.
+pub fn listings(ruleset: &Value) -> BTreeMap<String, String> {
     let mut tables: BTreeMap<String, String> = BTreeMap::new();
-    let Some(Value::Array(objects)) = listing.get("nftables").cloned() else {
-        return tables;
-    };
-    for mut object in objects {
-        let Some((kind, Value::Object(fields))) = object
-            .as_object_mut()
-            .and_then(|object| object.iter_mut().next())
-        else {
+    let objects = ruleset["nftables"].as_array().into_iter().flatten();
+    let objects = objects.filter_map(|object| object.as_object()?.iter().next());
+    for (kind, fields) in objects.filter(|(_, fields)| fields["family"] == "inet") {
+        let table = &fields[if kind == "table" { "name" } else { "table" }];
+        let Some(table) = table.as_str() else {
             continue;
         };
-        fields.remove("handle");
-        let table = fields.get(if kind == "table" { "name" } else { "table" });
-        if let Some(table) = table.and_then(Value::as_str).map(str::to_owned) {
-            let text = tables.entry(table).or_default();
-            text.push_str(&object.to_string());
-            text.push('\n');
+        let mut fields = fields.clone();
+        if let Some(fields) = fields.as_object_mut() {
+            fields.remove("handle");
         }
+        let text = tables.entry(table.to_owned()).or_default();
+        text.push_str(&format!("{kind} {fields}\n"));
     }
     tables
 }
@@ -128,9 +128,10 @@ mod tests {
     #[test]
     fn listings_differ_by_rules_and_not_by_handles() {
         let listing = |handle: u32, verdict: &str| {
-            by_table(serde_json::json!({"nftables": [
+            listings(&serde_json::json!({"nftables": [
                 {"metainfo": {"version": "1.0.6"}},
                 {"table": {"family": "inet", "name": "ringtap_a", "handle": handle}},
+                {"table": {"family": "ip", "name": "ringtap_a", "flags": verdict}},
                 {"rule": {"family": "inet", "table": "ringtap_a", "chain": "forward",
                           "handle": handle + 1, "expr": [{verdict: null}]}},
             ]}))

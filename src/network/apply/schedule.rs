@@ -18,6 +18,7 @@ enum Kind {
     Sysctls,
     Addresses,
     Tables,
+    Rules,
     Open,
     RoutesThatEnd,
     RoutesThatStart,
@@ -27,7 +28,7 @@ enum Kind {
 }
 
 /// The order in which a host comes about.
-const FORWARDS: [Kind; 12] = [
+const FORWARDS: [Kind; 13] = [
     Kind::Uplinks,
     Kind::Dirs,
     Kind::Links,
@@ -36,6 +37,7 @@ const FORWARDS: [Kind; 12] = [
     Kind::Sysctls,
     Kind::Addresses,
     Kind::Tables,
+    Kind::Rules,
     Kind::Open,
     Kind::RoutesThatStart,
     Kind::ServersThatStart,
@@ -44,11 +46,12 @@ const FORWARDS: [Kind; 12] = [
 
 /// The order in which it goes, or is again what it was. That is not the other way about throughout: either way a server
 /// starts on addresses that are there, a route needs one to lead by, and an IPv6 address comes after the sysctl that allows it.
-const BACKWARDS: [Kind; 12] = [
+const BACKWARDS: [Kind; 13] = [
     Kind::Forwarding,
     Kind::ServersThatEnd,
     Kind::RoutesThatEnd,
     Kind::Open,
+    Kind::Rules,
     Kind::Tables,
     Kind::Sysctls,
     Kind::Addresses,
@@ -66,6 +69,7 @@ impl Kind {
             Step::MakeDir { .. } | Step::RemoveDir { .. } => Self::Dirs,
             Step::SetSysctl { .. } => Self::Sysctls,
             Step::ReplaceTable { .. } | Step::DeleteTable { .. } => Self::Tables,
+            Step::InsertRule { .. } | Step::DeleteRule { .. } => Self::Rules,
             Step::StopDnsmasq { .. } => Self::ServersThatEnd,
             Step::StartDnsmasq { .. } | Step::ReloadDnsmasq { .. } => Self::ServersThatStart,
             Step::EnableForwarding { .. } | Step::RestoreForwarding { .. } => Self::Forwarding,

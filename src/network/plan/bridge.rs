@@ -4,7 +4,7 @@ use ipnet::IpNet;
 
 use super::link_step::{Kind, LinkStep};
 use super::step::Step;
-use super::{desired_mtu, dnsmasq, network_dir, rules, table_name};
+use super::{desired_mtu, dnsmasq, firewall, network_dir, rules, table_name};
 use crate::config::{Config, Network, StaticRoute};
 use crate::network::inventory::{Held, Inventory, Link, Table};
 use crate::types::{Family, IfName, MacAddr};
@@ -39,6 +39,7 @@ pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -
     let routes = routes(network, &name, &addresses, inventory);
     steps.extend(addresses.into_iter().map(Step::from));
     steps.extend(table(config, network, held.table.as_ref()));
+    steps.extend(firewall::steps(config, network, inventory));
     if !found.is_some_and(|link| link.up) {
         steps.push(LinkStep::SetUp { link: name }.into());
     }

@@ -8,6 +8,7 @@ mod bridge;
 mod bridged;
 mod clash;
 mod dnsmasq;
+mod firewall;
 mod forwarding;
 mod lan;
 mod limits;
@@ -27,6 +28,7 @@ use super::policy::Policy;
 use crate::config::{Config, Network};
 use crate::types::{Family, IfName, Name};
 pub use clash::Clashes;
+pub use firewall::{DOCKER_USER, MARK, Rule};
 pub use link_step::{Kind, LinkStep, MIIMON, Master};
 pub use step::{Effect, Step, conf_option, files, replace_script};
 
@@ -176,9 +178,12 @@ pub fn network_dir(run_dir: &Path, name: &Name) -> PathBuf {
     run_dir.join("networks").join(name.as_str())
 }
 
+/// How the names of ringtap's nft tables begin.
+pub const TABLE_PREFIX: &str = "ringtap_";
+
 /// The nft table of network `name`, of family inet.
 pub fn table_name(name: &Name) -> String {
-    format!("ringtap_{name}")
+    format!("{TABLE_PREFIX}{name}")
 }
 
 /// Whether packets of `family` go through the gateway of `network`, one way or the other.

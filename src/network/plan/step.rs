@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::firewall::Rule;
 use super::link_step::LinkStep;
 use crate::network::inventory::{DnsmasqFiles, Route, forwarding_key};
 use crate::types::{Family, IfName};
@@ -35,6 +36,16 @@ pub enum Step {
         table: String,
         /// What ringtap had loaded, if it is to be loaded again should a later step fail.
         was: Option<String>,
+    },
+    /// Put a rule first in a chain of somebody else's.
+    InsertRule {
+        /// The rule.
+        rule: Rule,
+    },
+    /// Take a rule that [`Step::InsertRule`] made out of its chain.
+    DeleteRule {
+        /// The rule.
+        rule: Rule,
     },
     /// Set a sysctl; one of a link that is gone is left alone.
     SetSysctl {
@@ -146,6 +157,8 @@ impl Step {
                 rules,
                 was: None,
             },
+            Step::InsertRule { rule } => Step::DeleteRule { rule },
+            Step::DeleteRule { rule } => Step::InsertRule { rule },
             Step::SetSysctl { key, value, was } => Step::SetSysctl {
                 key,
                 value: was,
@@ -190,7 +203,7 @@ impl Step {
         match self.clone() {
             Step::Link(step) => step.teardown().into_iter().map(Step::Link).collect(),
             Step::ReplaceTable { table, .. } => vec![Step::DeleteTable { table, was: None }],
-            Step::SetSysctl { .. } | Step::MoveAddresses { .. } => {
+            Step::InsertRule { .. } | Step::SetSysctl { .. } | Step::MoveAddresses { .. } => {
                 self.undo().into_iter().collect()
             }
             Step::EnableForwarding { family, before } => {
@@ -207,11 +220,13 @@ impl Step {
         match self {
             Step::Link(step) => step.effect(),
             Step::ReplaceTable { was: None, .. }
+            | Step::InsertRule { .. }
             | Step::MakeDir { .. }
             | Step::StartDnsmasq { .. } => Effect::Adds,
-            Step::DeleteTable { .. } | Step::StopDnsmasq { .. } | Step::RemoveDir { .. } => {
-                Effect::Removes
-            }
+            Step::DeleteTable { .. }
+            | Step::DeleteRule { .. }
+            | Step::StopDnsmasq { .. }
+            | Step::RemoveDir { .. } => Effect::Removes,
             Step::ReplaceTable { was: Some(_), .. }
             | Step::SetSysctl { .. }
             | Step::MoveAddresses { .. }
@@ -320,6 +335,8 @@ impl fmt::Display for Step {
                 write!(f, "nft -f - <<'EOF'\n{script}EOF")
             }
             Step::DeleteTable { table, .. } => write!(f, "nft delete table inet {table}"),
+            Step::InsertRule { rule } => f.write_str(&rule.command("-I")),
+            Step::DeleteRule { rule } => f.write_str(&rule.command("-D")),
             Step::SetSysctl { key, value, .. } => write!(f, "sysctl -w {key}={value}"),
             Step::EnableForwarding { family, .. } => {
                 write!(f, "sysctl -w {}=1", forwarding_key(*family))

@@ -1,0 +1,214 @@
+//! Networks beside other firewalls: chains such as Docker makes, in nftables and in the kernel's older tables, and packets that
+//! pass them only by the rules that ringtap puts there.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::thread;
+
+use support::host::Host;
+use support::netns::{Netns, difference, require, until};
+use support::party::{PORT, Party, is_echoed, reaches, seen_by};
+
+const NETWORKS: &str = r#"
+[networks.default]
+mode = "nat"
+subnet = "10.1.0.0/24"
+ipv6 = "2001:db8:1::/64"
+forwards = ["tcp:2222 -> 10.1.0.10:7777"]
+
+[networks.public]
+mode = "routed"
+subnet = "10.2.0.0/24"
+ipv6 = "2001:db8:2::/64"
+
+[networks.lab]
+mode = "isolated"
+subnet = "10.3.0.0/24"
+"#;
+
+/// A guest with the last number 10 or 20 on the network of this bridge and number.
+fn guest(host: &Host, bridge: &str, number: u8, last: u8) -> Party {
+    let name = format!("g{number}-{last}");
+    let guest = Netns::new(&name);
+    guest.run("sysctl -w net.ipv6.conf.default.accept_ra=0");
+    host.netns.join(&name, &guest, "eth0");
+    host.netns
+        .run(&format!("ip link set {name} master {bridge}"));
+    let ips = [
+        format!("10.{number}.0.{last}"),
+        format!("2001:db8:{number}::{last}"),
+    ];
+    guest.run(&format!("ip address add {}/24 dev eth0", ips[0]));
+    guest.run(&format!("ip address add {}/64 nodad dev eth0", ips[1]));
+    guest.run(&format!("ip route add default via 10.{number}.0.1"));
+    guest.run(&format!("ip route add default via 2001:db8:{number}::1"));
+    Party::new(guest, &ips)
+}
+
+/// The world beyond the host's uplink, which knows the way to every guest.
+fn outside(host: &Host) -> Party {
+    let outside = Netns::new("outside");
+    host.netns.join("uplink", &outside, "eth0");
+    for (netns, link, last) in [(&host.netns, "uplink", 2), (&outside, "eth0", 1)] {
+        netns.run(&format!("ip address add 198.51.100.{last}/24 dev {link}"));
+        let ipv6 = format!("2001:db8:ff::{last}/64");
+        netns.run(&format!("ip address add {ipv6} nodad dev {link}"));
+    }
+    outside.run("ip route add 10.0.0.0/8 via 198.51.100.2");
+    outside.run("ip route add 2001:db8::/32 via 2001:db8:ff::2");
+    let ips = ["198.51.100.1", "2001:db8:ff::1"].map(str::to_owned);
+    Party::new(outside, &ips)
+}
+
+/// Runs `line` with iptables and with ip6tables, of the kind given.
+fn iptables(host: &Host, kind: &str, line: &str) -> [String; 2] {
+    ["iptables", "ip6tables"].map(|program| host.netns.run(&format!("{program}{kind} -w {line}")))
+}
+
+/// What Docker makes of the table `filter`.
+fn docker(host: &Host, kind: &str) {
+    for line in [
+        "-P FORWARD DROP",
+        "-N DOCKER",
+        "-N DOCKER-USER",
+        "-A FORWARD -j DOCKER-USER",
+        "-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        "-A FORWARD -o docker0 -j DOCKER",
+        "-A FORWARD -i docker0 ! -o docker0 -j ACCEPT",
+        "-A DOCKER-USER -j RETURN",
+    ] {
+        iptables(host, kind, line);
+    }
+}
+
+#[test]
+fn guests_pass_dockers_firewall_by_rules_of_their_own() {
+    beside_docker("");
+}
+
+#[test]
+fn guests_pass_dockers_firewall_in_the_older_tables() {
+    require("iptables-legacy", "iptables");
+    beside_docker("-legacy");
+}
+
+fn beside_docker(kind: &str) {
+    require("iptables", "iptables");
+    let host = Host::new(NETWORKS);
+    let outside = outside(&host);
+    host.ringtap(&["up"]).succeeded();
+    let default = guest(&host, "rt-default", 1, 10);
+    let public = guest(&host, "rt-public", 2, 10);
+    let lab = guest(&host, "rt-lab", 3, 10);
+    for netns in [&host.netns, &outside.netns, &default.netns, &public.netns] {
+        until("settled addresses", || {
+            netns.run("ip -6 address show tentative").is_empty()
+        });
+    }
+    let forward: SocketAddr = "198.51.100.2:2222".parse().unwrap();
+    // Whether each way is open that the networks' own rules have open; what is dropped is a long wait.
+    let ways = || {
+        thread::scope(|scope| {
+            let (beyond, guests) = (&outside.netns, &default.netns);
+            let ways = [false, true].map(|ipv6| {
+                let (public, outside) = (public.ip(ipv6), outside.ip(ipv6));
+                [
+                    scope.spawn(move || reaches(guests, outside)),
+                    scope.spawn(move || reaches(beyond, public)),
+                ]
+            });
+            let by_port = scope.spawn(|| [seen_by(forward, beyond).is_some(); 3]);
+            let ways = ways.into_iter().flatten().chain([by_port]);
+            ways.map(|way| way.join().unwrap()).collect::<Vec<_>>()
+        })
+    };
+    let all = |open: bool| vec![[open; 3]; 5];
+    assert_eq!(ways(), all(true), "without Docker");
+
+    docker(&host, kind);
+    let before = iptables(&host, kind, "-S");
+    assert_eq!(
+        ways(),
+        all(false),
+        "Docker lets nothing pass that is not its own"
+    );
+    let status = host.ringtap(&["status"]);
+    assert_eq!(status.code, Some(1));
+    let command = format!(
+        "iptables{kind} -w -I DOCKER-USER -i rt-default -m comment --comment \"ringtap default\" -j ACCEPT\n"
+    );
+    assert!(status.out.contains(&command), "{}", status.out);
+    let up = host.ringtap(&["up"]).succeeded();
+    assert!(up.contains(&command), "{up}");
+    assert_eq!(ways(), all(true));
+    let again = host.ringtap(&["up"]).succeeded();
+    assert!(again.contains("nothing to do"), "{again}");
+
+    // Docker's firewall is passed, and not the networks' own.
+    assert!(!is_echoed((default.ip(false), PORT).into(), &outside.netns));
+    assert_eq!(reaches(&outside.netns, default.ip(true)), [false; 3]);
+    assert_eq!(reaches(&lab.netns, outside.ip(false)), [false; 3]);
+    assert_eq!(reaches(&outside.netns, lab.ip(false)), [false; 3]);
+
+    // Whoever flushes the chain takes the way with it, until it is set right.
+    iptables(&host, kind, "-F DOCKER-USER");
+    assert_eq!(ways(), all(false));
+    host.ringtap(&["up"]).succeeded();
+    assert_eq!(ways(), all(true));
+    iptables(&host, kind, "-A DOCKER-USER -j RETURN");
+
+    // What the network no longer needs goes.
+    host.configure(&NETWORKS.replace("\"routed\"", "\"isolated\""));
+    host.ringtap(&["up"]).succeeded();
+    let rules = iptables(&host, kind, "-S DOCKER-USER").concat();
+    assert!(!rules.contains("rt-public"), "{rules}");
+    assert!(rules.contains("rt-default"), "{rules}");
+
+    for port in ["g1-10", "g2-10", "g3-10"] {
+        host.netns.run(&format!("ip link delete {port}"));
+    }
+    host.ringtap(&["down"]).succeeded();
+    assert_eq!(iptables(&host, kind, "-S"), before);
+}
+
+/// Where Docker was there first, and where it goes while networks are up.
+#[test]
+fn what_docker_has_is_left_as_it_was() {
+    require("iptables", "iptables");
+    let host = Host::new(NETWORKS);
+    docker(&host, "");
+    let before = host.everything();
+    host.ringtap(&["up"]).succeeded();
+    host.ringtap(&["down"]).succeeded();
+    host.is_as(&before);
+
+    host.ringtap(&["up"]).succeeded();
+    iptables(&host, "", "-F");
+    iptables(&host, "", "-P FORWARD ACCEPT");
+    iptables(&host, "", "-X");
+    let without = host.netns.snapshot();
+    host.ringtap(&["status"]).succeeded();
+    host.ringtap(&["up"]).succeeded();
+    assert_eq!(difference(&without, &host.netns.snapshot()), "");
+    host.ringtap(&["down"]).succeeded();
+}
+
+/// Without iptables a host with its chains is as it was before, but for the way out.
+#[test]
+fn a_host_without_iptables_does_without_the_rules() {
+    let host = Host::new(NETWORKS);
+    docker(&host, "");
+    let bin = host.dir.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    for program in ["nft", "dnsmasq"] {
+        let path = std::env::var_os("PATH").unwrap();
+        let mut files = std::env::split_paths(&path).map(|dir| dir.join(program));
+        let file = files.find(|file| file.is_file()).unwrap();
+        std::os::unix::fs::symlink(file, bin.join(program)).unwrap();
+    }
+    let path = format!("PATH={}", bin.display());
+    let up = host.ringtap_by(&["env", &path], &["up"]).succeeded();
+    assert!(!up.contains("DOCKER-USER"), "{up}");
+    host.ringtap_by(&["env", &path], &["down"]).succeeded();
+}
