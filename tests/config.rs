@@ -36,7 +36,7 @@ fn a_good_file_is_read_whole() {
     let config = Config::load(file).unwrap();
     let name = |text: &str| text.parse::<Name>().unwrap();
 
-    assert_eq!(config.host.bridge_nf_call, BridgeNfCall::Leave);
+    assert_eq!(config.host.bridge_nf_call, BridgeNfCall::Accept);
     let default = config.network(&name("default")).unwrap();
     assert_eq!(default.trunk().as_str(), "rt-default");
     assert_eq!(

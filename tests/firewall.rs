@@ -172,6 +172,65 @@ fn beside_docker(kind: &str) {
     assert_eq!(iptables(&host, kind, "-S"), before);
 }
 
+/// Frames from guest to guest of one network, which the kernel shows to a firewall for what is routed.
+#[test]
+fn guests_of_one_network_reach_each_other_as_the_file_has_it() {
+    require("iptables", "iptables");
+    let networks = "[networks.lab]\nmode = \"isolated\"\nsubnet = \"10.3.0.0/24\"\n\
+        [networks.lan]\nmode = \"bridge\"\nbridge = \"br0\"\n";
+    let host = Host::new(networks);
+    host.netns.run("ip link add br0 type bridge");
+    host.netns.run("ip link set br0 up");
+    let keys = ["iptables", "ip6tables", "arptables"];
+    let shown = || {
+        keys.map(|key| {
+            let key = format!("sysctl -n net.bridge.bridge-nf-call-{key}");
+            host.netns.run(&key).trim().to_owned()
+        })
+    };
+    assert_eq!(shown(), ["1"; 3], "the kernel's default");
+    iptables(&host, "", "-P FORWARD DROP");
+    // With Docker's chain and without.
+    for docker in [false, true] {
+        if docker {
+            iptables(&host, "", "-N DOCKER-USER");
+            iptables(&host, "", "-A FORWARD -j DOCKER-USER");
+        }
+        let before = iptables(&host, "", "-S");
+        for (choice, expected, open) in [
+            ("off", ["0"; 3], true),
+            ("accept", ["1"; 3], true),
+            ("leave", ["1"; 3], false),
+        ] {
+            host.configure(&format!(
+                "[host]\nbridge-nf-call = \"{choice}\"\n{networks}"
+            ));
+            let plan = host.ringtap(&["plan"]).succeeded();
+            let said = plan.contains("go through iptables as well");
+            assert_eq!(said, choice == "leave", "{plan}");
+            host.ringtap(&["up"]).succeeded();
+            host.ringtap(&["status"]).succeeded();
+            assert_eq!(shown(), expected);
+            for (bridge, number) in [("rt-lab", 3), ("br0", 4)] {
+                let [one, other] = [10, 20].map(|last| guest(&host, bridge, number, last));
+                let reached = thread::scope(|scope| {
+                    let (one, other) = (&one.netns, &other);
+                    let ways = [false, true];
+                    let ways = ways.map(|ipv6| scope.spawn(move || reaches(one, other.ip(ipv6))));
+                    ways.map(|way| way.join().unwrap())
+                });
+                assert_eq!(reached, [[open; 3]; 2], "{choice} {bridge} {docker}");
+                for last in [10, 20] {
+                    host.netns.run(&format!("ip link delete g{number}-{last}"));
+                }
+            }
+            host.ringtap(&["down"]).succeeded();
+            assert_eq!(shown(), ["1"; 3]);
+            assert_eq!(iptables(&host, "", "-S"), before);
+        }
+    }
+}
+
 /// Where Docker was there first, and where it goes while networks are up.
 #[test]
 fn what_docker_has_is_left_as_it_was() {

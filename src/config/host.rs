@@ -17,13 +17,19 @@ pub enum BridgeNfCall {
     /// They are set to 0 while networks are up.
     #[default]
     Off,
+    /// They stay, and guests' frames are accepted where iptables would drop them.
+    Accept,
     /// They stay, and so does what iptables does.
     Leave,
 }
 
 impl BridgeNfCall {
     /// What the file calls them.
-    const NAMES: [(&str, Self); 2] = [("off", Self::Off), ("leave", Self::Leave)];
+    const NAMES: [(&str, Self); 3] = [
+        ("off", Self::Off),
+        ("accept", Self::Accept),
+        ("leave", Self::Leave),
+    ];
 }
 
 /// `[host]`, with the defaults where it is not there.

@@ -25,14 +25,11 @@ pub const INOTIFY_INSTANCES: &str = "fs.inotify.max_user_instances";
 
 /// The sysctls that make the kernel show bridged frames to iptables and its sisters; each is there only where the kernel's
 /// br_netfilter is.
-pub fn bridge_nf_call_keys() -> impl Iterator<Item = &'static str> {
-    [
-        "net.bridge.bridge-nf-call-iptables",
-        "net.bridge.bridge-nf-call-ip6tables",
-        "net.bridge.bridge-nf-call-arptables",
-    ]
-    .into_iter()
-}
+pub const BRIDGE_NF_CALL: [&str; 3] = [
+    "net.bridge.bridge-nf-call-iptables",
+    "net.bridge.bridge-nf-call-ip6tables",
+    "net.bridge.bridge-nf-call-arptables",
+];
 
 /// What a host has that a plan may depend on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +81,15 @@ impl Inventory {
     pub fn forwards(&self, family: Family) -> bool {
         let value = self.sysctls.get(forwarding_key(family));
         value.is_some_and(|value| value == "1")
+    }
+
+    /// Whether the kernel shows bridged frames of `family` to the chains of what is forwarded.
+    pub fn shows_bridged(&self, family: Family) -> bool {
+        let key = match family {
+            Family::Ipv4 => BRIDGE_NF_CALL[0],
+            Family::Ipv6 => BRIDGE_NF_CALL[1],
+        };
+        self.sysctls.get(key).is_some_and(|value| value == "1")
     }
 
     /// Whether the kernel has IPv6.

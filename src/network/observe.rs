@@ -24,7 +24,7 @@ use thiserror::Error;
 
 use super::apply::netlink::{Netlink, NetlinkError};
 use super::apply::{dnsmasq, nft, sysctl};
-use super::inventory::{Dnsmasq, Held, Inventory, Link, Route, Table, bridge_nf_call_keys};
+use super::inventory::{BRIDGE_NF_CALL, Dnsmasq, Held, Inventory, Link, Route, Table};
 use super::journal::{Journal, Record};
 use super::plan::{files, network_dir, table_name};
 use super::{chains, listeners};
@@ -88,9 +88,7 @@ fn sysctls(links: &[Link], journal: &Journal) -> io::Result<BTreeMap<String, Str
     let mut values = sysctl::forwarding(Family::Ipv4)?;
     values.append(&mut sysctl::forwarding(Family::Ipv6)?);
     values.append(&mut sysctl::limits()?);
-    values.append(&mut sysctl::values(
-        bridge_nf_call_keys().map(str::to_owned),
-    )?);
+    values.append(&mut sysctl::values(BRIDGE_NF_CALL.map(str::to_owned))?);
     let bridges = journal.networks.values().filter_map(Record::own_link);
     let shared = journal.links.keys();
     let alone = links.iter().filter(|link| link.master.is_none());

@@ -7,7 +7,8 @@
 use super::Remark;
 use super::step::Step;
 use crate::config::{BridgeNfCall, Config, Mode, Network};
-use crate::network::inventory::{Inventory, bridge_nf_call_keys};
+use crate::network::inventory::{BRIDGE_NF_CALL, Inventory};
+use crate::types::Family;
 
 /// The steps after which bridged frames go through no other's rules.
 pub(super) fn steps(config: &Config, networks: &[&Network], inventory: &Inventory) -> Vec<Step> {
@@ -41,6 +42,17 @@ pub(super) fn remark(
     })
 }
 
+/// Whether frames of `family` from guest to guest of `network` are to be accepted where iptables would drop them.
+pub(super) fn is_accepted(
+    config: &Config,
+    network: &Network,
+    inventory: &Inventory,
+    family: Family,
+) -> bool {
+    let accept = config.host.bridge_nf_call == BridgeNfCall::Accept;
+    accept && is_bridged(network) && inventory.shows_bridged(family)
+}
+
 /// Whether the guests of `network` are ports of a bridge.
 fn is_bridged(network: &Network) -> bool {
     !matches!(network.mode, Mode::Macvtap { .. })
@@ -48,5 +60,6 @@ fn is_bridged(network: &Network) -> bool {
 
 /// The sysctls that show bridged frames to iptables.
 fn on(inventory: &Inventory) -> impl Iterator<Item = &'static str> {
-    bridge_nf_call_keys().filter(|key| inventory.sysctls.get(*key).is_some_and(|it| it == "1"))
+    let is_on = |key: &&str| inventory.sysctls.get(*key).is_some_and(|it| it == "1");
+    BRIDGE_NF_CALL.into_iter().filter(is_on)
 }

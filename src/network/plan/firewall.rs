@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::bridged;
 use super::passes;
 use super::step::Step;
 use crate::config::{Config, Mode, Network};
@@ -97,10 +98,17 @@ fn wanted(config: &Config, network: &Network, inventory: &Inventory) -> BTreeSet
     });
     let rules = dropping.flat_map(|program| {
         let docker = chain(program, DOCKER_USER, inventory);
-        let matches = match docker {
+        let mut matches = match docker {
             Some(_) => routed(config, network, program.family()),
             None => Vec::new(),
         };
+        if bridged::is_accepted(config, network, inventory, program.family()) {
+            let bridge = network.trunk();
+            let (from, among) = (format!("-i {bridge} "), format!("-i {bridge} -o {bridge} "));
+            if !matches.contains(&from) {
+                matches.push(among);
+            }
+        }
         matches.into_iter().map(move |matches| Rule {
             program,
             chain: docker.map_or(FORWARD, |_| DOCKER_USER).to_owned(),

@@ -6,12 +6,13 @@ use std::collections::BTreeSet;
 use super::link_step::{Kind, LinkStep, Master};
 use super::step::Step;
 use super::uplink::{heed_routers, take_over, without_ipv6};
-use super::{bridge, clash, network_dir, uplink};
+use super::{bridge, clash, firewall, network_dir, uplink};
 use crate::config::{Config, LanBridge, Mode, Network, Uplink};
 use crate::network::inventory::{Inventory, Link};
 use crate::types::{IfName, MacAddr, VlanId};
 
-/// The steps: a directory, by which guests show that they use the network, and a bridge if it has one of its own.
+/// The steps: a directory, by which guests show that they use the network, a bridge if it has one of its own, and rules that
+/// let its frames pass.
 pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -> Vec<Step> {
     let held = inventory.networks.get(&network.name);
     let mut steps = Vec::new();
@@ -31,6 +32,7 @@ pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -
         } => steps.extend(shim_steps(network, uplink, inventory)),
         _ => {}
     }
+    steps.extend(firewall::steps(config, network, inventory));
     steps
 }
 
