@@ -231,6 +231,144 @@ fn guests_of_one_network_reach_each_other_as_the_file_has_it() {
     }
 }
 
+/// What `status` says is in the way of networks.
+fn in_the_way(host: &Host) -> Vec<String> {
+    let status = host.ringtap(&["status"]).succeeded();
+    let lines = status.lines().map(str::trim);
+    let lines = lines.filter(|line| line.starts_with("in the way: "));
+    lines.map(str::to_owned).collect()
+}
+
+/// The commands between backticks.
+fn commands(line: &str) -> impl Iterator<Item = &str> {
+    line.split('`').skip(1).step_by(2)
+}
+
+/// A host's own firewall stops guests, is named and not touched; what is said to be done about it helps, and is all.
+#[test]
+fn a_firewall_in_the_way_is_named_with_what_helps() {
+    require("iptables", "iptables");
+    let network = "[networks.default]\nmode = \"nat\"\nsubnet = \"10.1.0.0/24\"\n";
+    let host = Host::new(network);
+    let outside = outside(&host);
+    host.ringtap(&["up"]).succeeded();
+    let guest = guest(&host, "rt-default", 1, 10);
+    let leaves = || reaches(&guest.netns, outside.ip(false));
+    let name = "busybox nslookup -type=a localhost.default.internal 10.1.0.1";
+    // That there is no such name is an answer as well.
+    let is_served = || {
+        let said = guest.netns.attempt(name).stdout;
+        !String::from_utf8_lossy(&said).contains("timed out")
+    };
+    assert_eq!((leaves(), is_served()), ([true; 3], true));
+    assert_eq!(in_the_way(&host), [""; 0]);
+    let own = [
+        "nft add table inet own",
+        "nft add chain inet own forward { type filter hook forward priority 0 ; policy drop ; }",
+        "nft add chain inet own input { type filter hook input priority 0 ; policy accept ; }",
+        "nft add rule inet own input iifname lo accept",
+        "nft add rule inet own input counter reject",
+    ];
+    let iptables = [
+        "iptables -P FORWARD DROP",
+        "iptables -A INPUT -i lo -j ACCEPT",
+        "iptables -A INPUT -j DROP",
+    ];
+    for (firewall, table, words) in [
+        (
+            &own[..],
+            "inet own",
+            [
+                "table inet own chain forward has the policy drop",
+                "table inet own chain input ends in reject",
+            ],
+        ),
+        (
+            &iptables[..],
+            "ip filter",
+            [
+                "table ip filter chain FORWARD has the policy drop",
+                "table ip filter chain INPUT ends in drop",
+            ],
+        ),
+    ] {
+        firewall.iter().for_each(|line| drop(host.netns.run(line)));
+        assert_eq!((leaves(), is_served()), ([false; 3], false), "{firewall:?}");
+        let before = host.netns.snapshot();
+        let lines = in_the_way(&host);
+        assert_eq!(lines.len(), 2, "{lines:#?}");
+        for (line, words) in lines.iter().zip(words) {
+            assert!(line.contains(words), "no {words:?} in {line}");
+        }
+        let plan = host.ringtap(&["plan"]).succeeded();
+        let remark = format!("# network default: {}\n", lines[0]);
+        assert!(
+            plan.contains(&remark) && plan.ends_with("# nothing to do\n"),
+            "{plan}"
+        );
+        host.ringtap(&["up"]).succeeded();
+        assert_eq!(difference(&before, &host.netns.snapshot()), "");
+
+        let helps = lines.iter().flat_map(|line| commands(line));
+        helps.for_each(|line| drop(host.netns.run(line)));
+        assert_eq!((leaves(), is_served()), ([true; 3], true), "{lines:#?}");
+        assert_eq!(in_the_way(&host), [""; 0]);
+        host.netns.run(&format!("nft delete table {table}"));
+    }
+    host.netns.run("ip link delete g1-10");
+    host.ringtap(&["down"]).succeeded();
+}
+
+/// Chains as firewalld and ufw make them: what they are told of a bridge shows in chains that the first one leads to.
+#[test]
+fn firewalld_and_ufw_are_known_by_their_chains() {
+    require("iptables", "iptables");
+    let host = Host::new("[networks.default]\nmode = \"nat\"\nsubnet = \"10.1.0.0/24\"\n");
+    host.ringtap(&["up"]).succeeded();
+    for line in [
+        "nft add table inet firewalld",
+        "nft add chain inet firewalld filter_FWD_public",
+        "nft add chain inet firewalld filter_FORWARD_ZONES",
+        "nft add rule inet firewalld filter_FORWARD_ZONES iifname eth0 goto filter_FWD_public",
+        "nft add chain inet firewalld filter_FORWARD { type filter hook forward priority 10 ; }",
+        "nft add rule inet firewalld filter_FORWARD ct state { established, related } accept",
+        "nft add rule inet firewalld filter_FORWARD jump filter_FORWARD_ZONES",
+        "nft add rule inet firewalld filter_FORWARD reject with icmpx admin-prohibited",
+    ] {
+        host.netns.run(line);
+    }
+    let lines = in_the_way(&host);
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    let words =
+        "table inet firewalld chain filter_FORWARD ends in reject; run `firewall-cmd --permanent";
+    assert!(lines[0].contains(words), "{}", lines[0]);
+    // As `firewall-cmd --add-interface` does.
+    host.netns
+        .run("nft insert rule inet firewalld filter_FORWARD_ZONES iifname rt-default accept");
+    assert_eq!(in_the_way(&host), [""; 0]);
+
+    for line in [
+        "iptables -N ufw-user-forward",
+        "iptables -N ufw-before-forward",
+        "iptables -A ufw-before-forward -j ufw-user-forward",
+        "iptables -A FORWARD -j ufw-before-forward",
+        "iptables -P FORWARD DROP",
+    ] {
+        host.netns.run(line);
+    }
+    let lines = in_the_way(&host);
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    assert!(
+        lines[0].ends_with("run `ufw route allow in on rt-default`"),
+        "{}",
+        lines[0]
+    );
+    host.netns
+        .run("iptables -A ufw-user-forward -i rt-default -j ACCEPT");
+    assert_eq!(in_the_way(&host), [""; 0]);
+    host.ringtap(&["down"]).succeeded();
+}
+
 /// Where Docker was there first, and where it goes while networks are up.
 #[test]
 fn what_docker_has_is_left_as_it_was() {

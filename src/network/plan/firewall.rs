@@ -118,12 +118,30 @@ fn wanted(config: &Config, network: &Network, inventory: &Inventory) -> BTreeSet
     rules.collect()
 }
 
+/// Whether what the host forwards for `network` passes `chain` by rules of its own.
+pub(super) fn lets_routed_pass(
+    config: &Config,
+    network: &Network,
+    inventory: &Inventory,
+    chain_of_others: &Chain,
+) -> bool {
+    chain_of_others.program.is_some_and(|program| {
+        let docker = chain(program, DOCKER_USER, inventory);
+        docker.is_some() && !routed(config, network, program.family()).is_empty()
+    })
+}
+
 /// The comment by which the rules of network `name` are known, as iptables prints it.
 fn mark(name: &Name) -> String {
     format!("{MARK}{name}\"")
 }
 
-fn chain<'i>(program: Iptables, name: &str, inventory: &'i Inventory) -> Option<&'i Chain> {
+/// The chain of that name, if it is one that matters.
+pub(super) fn chain<'i>(
+    program: Iptables,
+    name: &str,
+    inventory: &'i Inventory,
+) -> Option<&'i Chain> {
     let mut chains = inventory.chains.iter();
     chains.find(|chain| chain.program == Some(program) && chain.name == name)
 }

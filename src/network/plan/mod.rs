@@ -13,6 +13,7 @@ mod forwarding;
 mod lan;
 mod limits;
 mod link_step;
+mod obstacles;
 mod rules;
 mod step;
 mod uplink;
@@ -140,8 +141,11 @@ pub fn plan(
 /// What a person should know of the `chosen` networks of `config` on the host of `inventory`, though nothing is to be done.
 pub fn remarks(config: &Config, chosen: &BTreeSet<Name>, inventory: &Inventory) -> Vec<Remark> {
     let networks = of(config, chosen);
-    let remarks = bridged::remark(config, &networks, inventory);
-    remarks.into_iter().collect()
+    let of_networks = networks
+        .iter()
+        .flat_map(|network| obstacles::remarks(config, network, inventory));
+    let of_host = bridged::remark(config, &networks, inventory);
+    of_networks.chain(of_host).collect()
 }
 
 fn of<'c>(config: &'c Config, chosen: &BTreeSet<Name>) -> Vec<&'c Network> {
