@@ -1,17 +1,17 @@
 //! Guests of the file: their types, and how they are read.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::addresses::Addresses;
-use super::network::Network;
+use super::network::{Mode, Network};
 use super::problem::suggest;
 use super::reader::{Reader, Section};
 use super::uplink;
 use super::values::Memory;
-use super::{Read, ReadMap, all, read_count, section_name};
+use super::{Read, ReadMap, all, parse_each, read_count, section_name};
 use crate::types::{IfName, MacAddr, Name, QueuePairs, VlanId};
 
 /// A virtual machine.
@@ -55,6 +55,8 @@ pub struct Nic {
     pub ip: Option<Ipv4Addr>,
     /// The address DHCPv6 gives it; one of its range where there is none.
     pub ipv6: Option<Ipv6Addr>,
+    /// Addresses that the host routes to it besides, beyond those of the network.
+    pub addresses: Vec<IpAddr>,
     /// Its MAC address; derived from the guest's name and the NIC's number unless the file has one.
     pub mac: MacAddr,
     /// How many pairs of queues it has.
@@ -214,6 +216,7 @@ fn read_nic<'t>(
         "queue-pairs",
         "vlan",
         "vlans",
+        "addresses",
     ];
     reader.known_keys(table, &known);
     let network = reader
@@ -239,6 +242,8 @@ fn read_nic<'t>(
         None => QueuePairs::ONE,
     };
     let vlans = read_vlans(reader, table)?;
+    let remedy = "write single addresses as \"203.0.113.7\"";
+    let singles = parse_each::<IpAddr>(reader, table, "addresses", remedy)?;
     let (name, network) = network?;
     if let Some(network) = &network.value {
         if !vlans.is_default() && !network.vlan_filtering {
@@ -255,9 +260,18 @@ fn read_nic<'t>(
             );
         }
         addresses.check(reader, table, network);
+        if !singles.is_empty() && !matches!(network.mode, Mode::Routed | Mode::Open) {
+            reader.problem(
+                &table.span_of("addresses"),
+                table.key("addresses"),
+                format!("network {name} routes nobody's addresses"),
+                "leave it out, or put the NIC on a network with mode = \"routed\"",
+            );
+        }
     }
     Some(Nic {
         network: name.clone(),
+        addresses: singles,
         ip: addresses.ip,
         ipv6: addresses.ipv6,
         mac: mac.map_or_else(|| MacAddr::derived_from(mac_seed), |mac| mac.value),

@@ -92,6 +92,9 @@ impl Config {
         let host = host::read(&reader, &root);
         let networks = network::read_all(&reader, &root);
         let guests = guest::read_all(&reader, &root, &networks);
+        let mut networks = networks;
+        check_singles(&reader, &networks, &guests);
+        add_singles(&mut networks, &guests);
         check_subnets(&reader, &networks);
         check_machines(&reader, &networks, &guests);
         dns::check(&reader, &networks, &guests);
@@ -322,6 +325,47 @@ fn check_subnets(reader: &Reader<'_>, networks: &ReadMap<'_, Network>) {
             reader.problem(&claim.span, claim.place.clone(), cause, remedy);
         }
         seen.push(claim);
+    }
+}
+
+/// A guest's single address is on no network, and nobody else's.
+fn check_singles(
+    reader: &Reader<'_>,
+    networks: &ReadMap<'_, Network>,
+    guests: &ReadMap<'_, Guest>,
+) {
+    let nets: Vec<Claim<'_>> = networks.values().flat_map(claims).collect();
+    let mut seen: BTreeMap<IpAddr, String> = BTreeMap::new();
+    for read in guests.values() {
+        let nics = read.value.iter().flat_map(|guest| &guest.nics);
+        for (index, nic) in nics.enumerate() {
+            let span = &read.section.span_of_item("nics", index);
+            let place = format!("{}[{index}].addresses", read.section.key("nics"));
+            for ip in &nic.addresses {
+                let within = nets.iter().find(|claim| claim.net.contains(ip));
+                if let Some(Claim { net, network, .. }) = within {
+                    let cause = format!("{ip} is one of {net} of networks.{}", network.name);
+                    let remedy = "write it as the NIC's ip there, or choose another";
+                    reader.problem(span, place.clone(), cause, remedy);
+                }
+                if let Some(first) = seen.insert(*ip, place.clone()) {
+                    let cause = format!("{ip} is already an address of {first}");
+                    let remedy = "give each NIC addresses of its own";
+                    reader.problem(span, place.clone(), cause, remedy);
+                }
+            }
+        }
+    }
+}
+
+fn add_singles(networks: &mut ReadMap<'_, Network>, guests: &ReadMap<'_, Guest>) {
+    let guests = guests.values().filter_map(|read| read.value.as_ref());
+    for nic in guests.flat_map(|guest| &guest.nics) {
+        let network = networks.get_mut(&nic.network);
+        if let Some(network) = network.and_then(|read| read.value.as_mut()) {
+            let routes = nic.addresses.iter().map(|ip| StaticRoute::to_guest(*ip));
+            network.singles.extend(routes);
+        }
     }
 }
 

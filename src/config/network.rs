@@ -39,6 +39,10 @@ pub struct Network {
     pub dns: Dns,
     /// What is behind machines on it.
     pub routes: Vec<StaticRoute>,
+    /// Single addresses of its guests, beyond its own.
+    pub singles: Vec<StaticRoute>,
+    /// The link on which the host answers for them, as if they were its own.
+    pub proxy: Option<IfName>,
     /// Ports of the host that lead to guests; only on a NAT network.
     pub forwards: Vec<Forward>,
     /// Whether its guests are kept from each other.
@@ -111,9 +115,14 @@ impl Network {
 
     /// Its addresses of one family and what is behind machines on it, none of them in two.
     pub fn nets(&self, family: Family) -> Vec<IpNet> {
-        let routes = self.routes.iter().filter(|route| route.family() == family);
+        let routes = self.all_routes().filter(|route| route.family() == family);
         let behind = IpNet::aggregate(&routes.map(|route| route.to).collect());
         self.prefix(family).into_iter().chain(behind).collect()
+    }
+
+    /// The host's routes to its guests and over them.
+    pub fn all_routes(&self) -> impl Iterator<Item = &StaticRoute> {
+        self.routes.iter().chain(&self.singles)
     }
 
     /// Whether ringtap gives the host addresses on it, and serves it.
@@ -243,6 +252,7 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
         "forwards",
         "isolate-guests",
         "routes",
+        "proxy",
         "bridge",
         "uplink",
         "vlan",
@@ -299,6 +309,8 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
     );
     let remedy = "write it as \"10.9.0.0/16 via 192.168.100.5\"";
     let routes = parse_each::<StaticRoute>(reader, &section, "routes", remedy);
+    let proxy = reader.parsed::<IfName>(&section, "proxy", "name a link of the host");
+    let proxy = proxy.map(|proxy| proxy.value);
     // A key that is there and wrong leaves no network; one that is not there leaves none of that family.
     let value = (|| {
         let subnet = subnet.map_or(Some(None), |read| read.map(|at| Some(at.value)))?;
@@ -317,6 +329,8 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
             dhcp,
             dns: dns?,
             routes: routes?,
+            singles: Vec::new(), // guests are read later
+            proxy,
             forwards: forwards?,
             isolate_guests,
             vlan_filtering,
@@ -388,6 +402,7 @@ fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
     only_for("forwards", section.has("forwards"), "nat");
     only_for("bridge", section.has("bridge"), "bridge");
     only_for("macvtap-mode", section.has("macvtap-mode"), "macvtap");
+    only_for("proxy", section.has("proxy"), "routed");
     only_for("shim", shim.is_some(), "macvtap");
     only_for("force", force.is_some(), "bridge");
     for key in ["uplink", "vlan"]

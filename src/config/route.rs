@@ -1,7 +1,7 @@
 //! Static routes: what is behind a machine on a network, by which of its addresses.
 //!
 //! Written as iproute2 writes them: `10.9.0.0/16 via 192.168.100.5`, with `metric 100` at the end if there is another
-//! way, and without a length where one address is meant.
+//! way, and without a length where one address is meant. Single addresses of guests are routes that lead over no machine.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -13,13 +13,13 @@ use super::network::Network;
 use super::reader::{Reader, Section};
 use crate::types::{Family, serde_as_text};
 
-/// A route of the host to what is behind a machine on a network.
+/// A route of the host to what is on a network or behind a machine there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StaticRoute {
     /// Where it leads.
     pub to: IpNet,
-    /// The machine, by an address of the same family on the network.
-    pub via: IpAddr,
+    /// The machine, by an address of the same family on the network; none where the address is a guest's own.
+    pub via: Option<IpAddr>,
     /// Of several ways to one place that with the lowest is taken.
     pub metric: u32,
 }
@@ -35,9 +35,18 @@ impl StaticRoute {
         }
     }
 
+    /// The one to a guest's own address.
+    pub fn to_guest(ip: IpAddr) -> Self {
+        Self {
+            to: ip.into(),
+            via: None,
+            metric: Self::usual_metric(Family::of(ip)),
+        }
+    }
+
     /// The family of what it is for.
     pub fn family(&self) -> Family {
-        Family::of(self.via)
+        Family::of(self.to.addr())
     }
 }
 
@@ -48,8 +57,9 @@ impl FromStr for StaticRoute {
         let no_route = || format!("{text:?} is not a route");
         let words: Vec<&str> = text.split_whitespace().collect();
         let (to, via, metric) = match words[..] {
-            [to, "via", via] => (to, via, None),
-            [to, "via", via, "metric", metric] => (to, via, Some(metric)),
+            [to] => (to, None, None),
+            [to, "via", via] => (to, Some(via), None),
+            [to, "via", via, "metric", metric] => (to, Some(via), Some(metric)),
             _ => return Err(no_route()),
         };
         let address = |text: &str| text.parse::<IpAddr>().map_err(|_| no_route());
@@ -57,9 +67,9 @@ impl FromStr for StaticRoute {
             Ok(net) => net,
             Err(_) => address(to)?.into(),
         };
-        let via = address(via)?;
-        let family = Family::of(via);
-        if Family::of(to.addr()) != family {
+        let via = via.map(address).transpose()?;
+        let family = Family::of(to.addr());
+        if let Some(via) = via.filter(|via| Family::of(*via) != family) {
             return Err(format!("{to} and {via} are not of one family"));
         }
         if to.trunc() != to {
@@ -95,7 +105,10 @@ fn is_for_hosts(net: IpNet) -> bool {
 
 impl fmt::Display for StaticRoute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} via {}", self.to, self.via)?;
+        write!(f, "{}", self.to)?;
+        if let Some(via) = self.via {
+            write!(f, " via {via}")?;
+        }
         if self.metric != Self::usual_metric(self.family()) {
             write!(f, " metric {}", self.metric)?;
         }
@@ -106,7 +119,12 @@ impl fmt::Display for StaticRoute {
 /// Notes each route of `network`, whose table is `section`, that leads by no machine there.
 pub(super) fn check(reader: &Reader<'_>, section: &Section<'_>, network: &Network) {
     for (index, route) in network.routes.iter().enumerate() {
-        let (cause, remedy) = match (network.prefix(route.family()), refusal(network, route.via)) {
+        let refused = route.via.map(|via| refusal(network, via));
+        let (cause, remedy) = match (network.prefix(route.family()), refused) {
+            (_, None) => (
+                format!("`{route}` leads over no machine"),
+                "write it as \"10.9.0.0/16 via 192.168.100.5\", or give a NIC the address",
+            ),
             (None, _) => {
                 let family = route.family();
                 let cause = format!("network {} has no {family} addresses", network.name);
@@ -115,8 +133,8 @@ pub(super) fn check(reader: &Reader<'_>, section: &Section<'_>, network: &Networ
                     "leave the route out, or give the network such addresses",
                 )
             }
-            (Some(_), Some(refusal)) => (refusal, "write the address of a machine there"),
-            (Some(_), None) => continue,
+            (Some(_), Some(Some(refusal))) => (refusal, "write the address of a machine there"),
+            (Some(_), Some(None)) => continue,
         };
         let place = format!("{}[{index}]", section.key("routes"));
         let span = section.span_of_item("routes", index);

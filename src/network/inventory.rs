@@ -73,7 +73,7 @@ impl Inventory {
     pub fn has(&self, route: &StaticRoute, link: &IfName) -> bool {
         self.routes.iter().any(|found| {
             found.link.as_deref() == Some(link.as_str())
-                && (found.to, found.via, found.metric) == (route.to, Some(route.via), route.metric)
+                && (found.to, found.via, found.metric) == (route.to, route.via, route.metric)
         })
     }
 
@@ -125,6 +125,9 @@ pub struct Link {
     /// The VLANs that it is in as a port of such a bridge.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub vlans: BTreeSet<VlanId>,
+    /// Addresses of others for which the host answers there.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub proxies: BTreeSet<IpAddr>,
     /// Whether it is a wireless station, whose access point takes its own address alone.
     #[serde(default, skip_serializing_if = "is_false")]
     pub wireless: bool,
@@ -294,6 +297,9 @@ pub struct Held {
     /// The addresses ringtap put on it.
     #[serde(default)]
     pub addresses: Vec<IpNet>,
+    /// The addresses for which ringtap had the host answer, each with the link.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proxies: Vec<(IfName, IpAddr)>,
     /// The routes ringtap made over it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<StaticRoute>,

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -95,6 +96,15 @@ impl Record {
             _ => None,
         };
         self.teardown.iter().filter_map(address).collect()
+    }
+
+    /// The addresses for which ringtap had the host answer, each with the link.
+    pub fn proxies(&self) -> Vec<(IfName, IpAddr)> {
+        let proxy = |step: &Step| match step {
+            Step::Link(LinkStep::DeleteProxy { link, address }) => Some((link.clone(), *address)),
+            _ => None,
+        };
+        self.teardown.iter().filter_map(proxy).collect()
     }
 
     /// The routes ringtap made over the bridge.

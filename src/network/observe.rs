@@ -16,6 +16,7 @@ use rtnetlink::packet_route::link::{
     AfSpecBridge, InfoBridge, InfoData, InfoVlan, LinkAttribute, LinkExtentMask, LinkFlags,
     LinkInfo, LinkMessage,
 };
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
 };
@@ -122,6 +123,7 @@ fn held(run_dir: &Path, name: &Name, record: &Record, listings: &BTreeMap<String
         own_link: record.own_link().is_some(),
         addresses: record.addresses(),
         routes: record.routes(),
+        proxies: record.proxies(),
         table: nft::loaded(&dir.join(files::TABLE)).map(|table| Table {
             intact: listed == Some(&table.listing),
             rules: table.rules,
@@ -157,7 +159,49 @@ fn links(netlink: &Netlink) -> Result<(Vec<Link>, LinkNames), NetlinkError> {
             link.vlans = vlans.remove(&message.header.index).unwrap_or_default();
         }
     }
+    let mut proxies = proxies(netlink)?;
+    for (link, message) in links.iter_mut().zip(&messages) {
+        link.proxies = proxies.remove(&message.header.index).unwrap_or_default();
+    }
     Ok((links, names))
+}
+
+/// For whom the host answers on each link, by index.
+fn proxies(netlink: &Netlink) -> Result<BTreeMap<u32, BTreeSet<IpAddr>>, NetlinkError> {
+    let messages: Vec<NeighbourMessage> =
+        netlink.ask("list proxies", |handle: Handle| async move {
+            let get = handle.neighbours().get().proxies();
+            get.execute().try_collect().await
+        })?;
+    let mut by_link: BTreeMap<u32, BTreeSet<IpAddr>> = BTreeMap::new();
+    for message in &messages {
+        let address = message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
+                    Some(IpAddr::V4(*ip))
+                }
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => {
+                    Some(IpAddr::V6(*ip))
+                }
+                // The kernel says nothing of the family here.
+                NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => ip_of(bytes),
+                _ => None,
+            });
+        by_link
+            .entry(message.header.ifindex)
+            .or_default()
+            .extend(address);
+    }
+    Ok(by_link)
+}
+
+fn ip_of(bytes: &[u8]) -> Option<IpAddr> {
+    if let Ok(bytes) = <[u8; 4]>::try_from(bytes) {
+        return Some(IpAddr::from(bytes));
+    }
+    <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from)
 }
 
 fn link_name(message: &LinkMessage) -> Option<String> {
@@ -182,6 +226,7 @@ fn link(message: &LinkMessage, names: &LinkNames, addresses: &[AddressMessage]) 
         vlan: None,
         vlan_filtering: false,
         vlans: BTreeSet::new(),
+        proxies: BTreeSet::new(),
         wireless: false,
         addresses: addresses
             .iter()

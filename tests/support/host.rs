@@ -141,6 +141,7 @@ pub fn nic(network: &str, mac: MacAddr) -> Nic {
         network: network.parse().unwrap(),
         ip: None,
         ipv6: None,
+        addresses: Vec::new(),
         mac,
         queue_pairs: QueuePairs::ONE,
         vlans: NicVlans::default(),

@@ -117,6 +117,11 @@ fn request(
             Some(there) => Request::delete_address(link, there, *address),
             None => return Ok(None),
         },
+        LinkStep::AddProxy { link, address } => Request::add_proxy(link, there(link)?, *address),
+        LinkStep::DeleteProxy { link, address } => match found(link) {
+            Some(there) => Request::delete_proxy(link, there, *address),
+            None => return Ok(None),
+        },
         LinkStep::AddRoute { link, route } => Request::add_route(link, there(link)?, route),
         LinkStep::DeleteRoute { link, route } => match found(link) {
             Some(there) => Request::delete_route(link, there, route),

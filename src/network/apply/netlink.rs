@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::Pin;
 
 use futures_util::TryStreamExt;
@@ -18,6 +18,7 @@ use rtnetlink::packet_route::link::{
     BondMode as netlink_bond, BridgeStpState, BridgeVlanInfoFlags, InfoBridgePort, InfoKind,
     InfoPortData, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage, MacVlanMode, MacVtapMode,
 };
+use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
 use rtnetlink::{
     AddressMessageBuilder, Handle, LinkBond, LinkBridge, LinkBridgeVlan, LinkMacVlan, LinkMacVtap,
@@ -297,6 +298,35 @@ impl Request {
         })
     }
 
+    /// Has the host answer for `address` on `link`, called `name`.
+    pub fn add_proxy(name: &IfName, link: &LinkMessage, address: IpAddr) -> Self {
+        let index = link.header.index;
+        Self::new(format!("answer for {address} on {name}"), move |handle| {
+            let add = handle.neighbours().add(index, address).replace();
+            add.flags(NeighbourFlags::Proxy)
+                .state(NeighbourState::None)
+                .execute()
+        })
+    }
+
+    /// No longer has the host answer for `address` on `link`, called `name`.
+    pub fn delete_proxy(name: &IfName, link: &LinkMessage, address: IpAddr) -> Self {
+        let index = link.header.index;
+        let doing = format!("no longer answer for {address} on {name}");
+        let request = Self::new(doing, move |handle| {
+            let mut add = handle
+                .neighbours()
+                .add(index, address)
+                .flags(NeighbourFlags::Proxy);
+            let message = add.message_mut().clone();
+            handle.neighbours().del(message).execute()
+        });
+        Self {
+            fine: Some(libc::ENOENT),
+            ..request
+        }
+    }
+
     /// Deletes a route, which may be absent, over `link`, called `name`.
     pub fn delete_route(name: &IfName, link: &LinkMessage, route: &StaticRoute) -> Self {
         let mut message = route_message(link, route);
@@ -546,10 +576,13 @@ fn route_message(link: &LinkMessage, route: &StaticRoute) -> RouteMessage {
     message.header.destination_prefix_length = route.to.prefix_len();
     message.attributes.extend([
         RouteAttribute::Destination(route.to.network().into()),
-        RouteAttribute::Gateway(route.via.into()),
         RouteAttribute::Oif(link.header.index),
         RouteAttribute::Priority(route.metric),
     ]);
+    match route.via {
+        Some(via) => message.attributes.push(RouteAttribute::Gateway(via.into())),
+        None => message.header.scope = RouteScope::Link,
+    }
     message
 }
 

@@ -83,8 +83,8 @@ impl Kind {
                 | LinkStep::SetMtu { .. }
                 | LinkStep::AddAddress { .. }
                 | LinkStep::DeleteAddress { .. } => Self::Addresses,
-                LinkStep::AddRoute { .. } => Self::RoutesThatStart,
-                LinkStep::DeleteRoute { .. } => Self::RoutesThatEnd,
+                LinkStep::AddRoute { .. } | LinkStep::AddProxy { .. } => Self::RoutesThatStart,
+                LinkStep::DeleteRoute { .. } | LinkStep::DeleteProxy { .. } => Self::RoutesThatEnd,
             },
         }
     }

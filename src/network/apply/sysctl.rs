@@ -58,6 +58,7 @@ pub fn of_links<'a>(links: impl Iterator<Item = &'a str>) -> io::Result<BTreeMap
         [
             format!("net.ipv6.conf.{link}.accept_ra"),
             format!("net.ipv6.conf.{link}.disable_ipv6"),
+            format!("net.ipv6.conf.{link}.proxy_ndp"),
             format!("net.ipv4.conf.{link}.route_localnet"),
         ]
     };

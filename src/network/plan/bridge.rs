@@ -1,5 +1,7 @@
 //! What a network needs on the host: a bridge with the gateway's addresses, rules, routes, dnsmasq.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
 use super::link_step::{Kind, LinkStep};
@@ -44,6 +46,7 @@ pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -
         steps.push(LinkStep::SetUp { link: name }.into());
     }
     steps.extend(routes);
+    steps.extend(proxies(network, held, inventory));
     steps.extend(services(config, network, held, inventory));
     steps
 }
@@ -119,7 +122,7 @@ fn old_routes(network: &Network, link: &IfName, held: &Held, inventory: &Invento
         .routes
         .iter()
         .filter(|route| inventory.has(route, link));
-    let old = there.filter(|route| !network.routes.contains(route));
+    let old = there.filter(|route| !network.all_routes().any(|wanted| wanted == *route));
     let delete = old.map(|&route| LinkStep::DeleteRoute {
         link: link.clone(),
         route,
@@ -142,13 +145,61 @@ fn routes(
         };
         before.iter().any(of_family)
     };
-    let wanted = network.routes.iter();
-    let missing = wanted.filter(|route| goes(route) || !inventory.has(route, link));
+    let missing = network
+        .all_routes()
+        .filter(|route| goes(route) || !inventory.has(route, link));
     let add = missing.map(|&route| LinkStep::AddRoute {
         link: link.clone(),
         route,
     });
     add.map(Step::from).collect()
+}
+
+/// Where a provider expects its addresses on the cable, the host answers for those of its guests. For IPv6 the link must be
+/// told that it may.
+fn proxies(network: &Network, held: &Held, inventory: &Inventory) -> Vec<Step> {
+    let wanted: Vec<(IfName, IpAddr)> = network
+        .proxy
+        .iter()
+        .flat_map(|link| {
+            network
+                .singles
+                .iter()
+                .map(move |it| (link.clone(), it.to.addr()))
+        })
+        .collect();
+    let there = |(link, address): &(IfName, IpAddr)| {
+        let found = inventory.link(link.as_str());
+        found.is_some_and(|found| found.proxies.contains(address))
+    };
+    let old = held
+        .proxies
+        .iter()
+        .filter(|it| there(it) && !wanted.contains(it));
+    let delete = old
+        .cloned()
+        .map(|(link, address)| LinkStep::DeleteProxy { link, address });
+    let missing = wanted.iter().filter(|it| !there(it));
+    let add = missing
+        .cloned()
+        .map(|(link, address)| LinkStep::AddProxy { link, address });
+    let ipv6 = wanted.iter().find(|(_, address)| address.is_ipv6());
+    let sysctl = ipv6.and_then(|(link, _)| may_answer(link, inventory));
+    let steps = delete.chain(add).map(Step::from);
+    sysctl.into_iter().chain(steps).collect()
+}
+
+fn may_answer(link: &IfName, inventory: &Inventory) -> Option<Step> {
+    let key = format!(
+        "net.ipv6.conf.{}.proxy_ndp",
+        link.as_str().replace('.', "/")
+    );
+    let was = inventory.sysctls.get(&key).map_or("0", String::as_str);
+    (was != "1").then(|| Step::SetSysctl {
+        was: was.to_owned(),
+        value: "1".to_owned(),
+        key,
+    })
 }
 
 fn table(config: &Config, network: &Network, was: Option<&Table>) -> Option<Step> {

@@ -69,6 +69,8 @@ pub(super) fn clashes(config: &Config, networks: &[&Network], inventory: &Invent
             lan::clash(network, inventory)
         } else {
             no_ipv6(network, inventory)
+                .or_else(|| no_proxy(network, inventory))
+                .or_else(|| taken_single(network, inventory))
                 .or_else(|| taken_name(network, "bridge", bridge::bridge_mac(network), inventory))
                 .or_else(|| taken_port(config, network, inventory, &strangers))
                 .or_else(|| taken_service(network, inventory))
@@ -96,6 +98,42 @@ fn no_ipv6(network: &Network, inventory: &Inventory) -> Option<(String, String)>
             "the kernel has no IPv6".to_owned(),
             "boot without ipv6.disable=1, or leave ipv6 out".to_owned(),
         )
+    })
+}
+
+/// A link to answer on that is not there.
+fn no_proxy(network: &Network, inventory: &Inventory) -> Option<(String, String)> {
+    let link = network.proxy.as_ref()?;
+    let missing = inventory.link(link.as_str()).is_none();
+    missing.then(|| {
+        (
+            format!("the host has no link `{link}` to answer on"),
+            "name the link that the provider's cable is in".to_owned(),
+        )
+    })
+}
+
+/// A guest's single address that the host has itself, or sends elsewhere. That it is of a subnet of the host's is why
+/// there are such.
+fn taken_single(network: &Network, inventory: &Inventory) -> Option<(String, String)> {
+    let bridge = network.own_bridge();
+    let remedy = || "choose another address for the guest".to_owned();
+    network.singles.iter().find_map(|single| {
+        let ip = single.to.addr();
+        let mut links = inventory.links.iter();
+        if let Some(link) = links.find(|link| link.addresses.iter().any(|net| net.addr() == ip)) {
+            return Some((
+                format!("{ip} is the host's own, on link `{}`", link.name),
+                remedy(),
+            ));
+        }
+        let elsewhere = |link: &String| link != bridge.as_str();
+        let mut routes = inventory
+            .routes
+            .iter()
+            .filter(|route| route.to == single.to);
+        let link = routes.find_map(|route| route.link.as_ref().filter(|link| elsewhere(link)))?;
+        Some((format!("{ip} is routed over link `{link}`"), remedy()))
     })
 }
 

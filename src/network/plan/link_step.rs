@@ -1,6 +1,7 @@
 //! A step on a link: what `ip` would do, done through rtnetlink.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -76,6 +77,20 @@ pub enum LinkStep {
         link: IfName,
         /// The VLAN.
         id: VlanId,
+    },
+    /// Have the host answer on a link for an address that is another's.
+    AddProxy {
+        /// The link.
+        link: IfName,
+        /// The address.
+        address: IpAddr,
+    },
+    /// Undo [`LinkStep::AddProxy`].
+    DeleteProxy {
+        /// The link.
+        link: IfName,
+        /// The address.
+        address: IpAddr,
     },
     /// Set a link's MTU.
     SetMtu {
@@ -189,6 +204,8 @@ impl LinkStep {
             Self::SetDown { link } => Self::SetUp { link },
             Self::AddAddress { link, address } => Self::DeleteAddress { link, address },
             Self::DeleteAddress { link, address } => Self::AddAddress { link, address },
+            Self::AddProxy { link, address } => Self::DeleteProxy { link, address },
+            Self::DeleteProxy { link, address } => Self::AddProxy { link, address },
             Self::AddRoute { link, route } => Self::DeleteRoute { link, route },
             Self::DeleteRoute { link, route } => Self::AddRoute { link, route },
             // Steps of `down` only: it goes on where one fails, and never back.
@@ -203,10 +220,12 @@ impl LinkStep {
             Self::Add { .. }
             | Self::AddAddress { .. }
             | Self::AddRoute { .. }
+            | Self::AddProxy { .. }
             | Self::AddVlan { .. } => Effect::Adds,
             Self::Delete { .. }
             | Self::DeleteAddress { .. }
             | Self::DeleteRoute { .. }
+            | Self::DeleteProxy { .. }
             | Self::DeleteVlan { .. } => Effect::Removes,
             Self::Enslave { .. }
             | Self::Release { .. }
@@ -223,6 +242,7 @@ impl LinkStep {
             Self::Add { .. }
             | Self::Enslave { .. }
             | Self::AddAddress { .. }
+            | Self::AddProxy { .. }
             | Self::AddRoute { .. } => self.undo(),
             _ => None,
         }
@@ -281,6 +301,12 @@ impl fmt::Display for LinkStep {
             Self::SetVlanFiltering { link, on } => {
                 let on = u8::from(*on);
                 write!(f, "ip link set {link} type bridge vlan_filtering {on}")
+            }
+            Self::AddProxy { link, address } => {
+                write!(f, "ip neigh add proxy {address} dev {link}")
+            }
+            Self::DeleteProxy { link, address } => {
+                write!(f, "ip neigh delete proxy {address} dev {link}")
             }
             Self::AddVlan { link, id } => write!(f, "bridge vlan add dev {link} vid {id}"),
             Self::DeleteVlan { link, id } => write!(f, "bridge vlan delete dev {link} vid {id}"),
