@@ -182,13 +182,11 @@ pub fn plan(args: &ReportArgs) -> Result<(), Error> {
         });
         return Ok(());
     }
-    let text = script::styled(&remarks, &steps);
-    if !text.is_empty() {
-        say_in_colour(text.trim_end());
-    }
+    let mut text = script::styled(&remarks, &steps);
     if steps.is_empty() {
-        say("# nothing to do");
+        text.push_str(&script::comment("nothing to do"));
     }
+    say_in_colour(text.trim_end());
     Ok(())
 }
 

@@ -16,10 +16,7 @@ pub fn script(remarks: &[Remark], steps: &[Planned]) -> String {
 
 /// As [`script`], in colour: what is added green, what goes red, comments and headings dim.
 pub(super) fn styled(remarks: &[Remark], steps: &[Planned]) -> String {
-    let remarks = remarks.iter();
-    let mut text: String = remarks
-        .map(|remark| lines(&format!("# {remark}"), REMARK))
-        .collect();
+    let mut text: String = remarks.iter().map(comment).collect();
     let mut heading = String::new();
     for planned in steps {
         let of = format!("# {}", planned.owner);
@@ -30,6 +27,11 @@ pub(super) fn styled(remarks: &[Remark], steps: &[Planned]) -> String {
         text.push_str(&lines(&planned.step, style_of(planned.step.effect())));
     }
     text
+}
+
+/// A comment of its own, in colour.
+pub(super) fn comment(text: impl Display) -> String {
+    lines(&format!("# {text}"), REMARK)
 }
 
 fn style_of(effect: Effect) -> Style {
