@@ -391,7 +391,7 @@ fn what_docker_has_is_left_as_it_was() {
     host.ringtap(&["down"]).succeeded();
 }
 
-/// Without iptables a host with its chains is as it was before, but for the way out.
+/// Without iptables, or with one that sees the older tables alone, a host with its chains is told so.
 #[test]
 fn a_host_without_iptables_does_without_the_rules() {
     let host = Host::new(NETWORKS);
@@ -405,7 +405,16 @@ fn a_host_without_iptables_does_without_the_rules() {
         std::os::unix::fs::symlink(file, bin.join(program)).unwrap();
     }
     let path = format!("PATH={}", bin.display());
-    let up = host.ringtap_by(&["env", &path], &["up"]).succeeded();
-    assert!(!up.contains("DOCKER-USER"), "{up}");
-    host.ringtap_by(&["env", &path], &["down"]).succeeded();
+    for other in [None, Some("/usr/sbin/xtables-legacy-multi")] {
+        if let Some(program) = other {
+            std::os::unix::fs::symlink(program, bin.join("iptables")).unwrap();
+        }
+        let ringtap = |word| host.ringtap_by(&["env", &path], &[word]).succeeded();
+        let up = ringtap("up");
+        assert!(!up.contains("DOCKER-USER"), "{up}");
+        let status = ringtap("status");
+        let remark = "chain FORWARD has the policy drop; install the package iptables";
+        assert!(status.contains(remark), "{other:?} {status}");
+        ringtap("down");
+    }
 }

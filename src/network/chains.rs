@@ -23,16 +23,28 @@ const BASE_CHAINS: [(&str, Hook); 2] = [("FORWARD", Hook::Forward), ("INPUT", Ho
 /// The chains of `ruleset` (nft's, as JSON) and of iptables that let not everything pass, and Docker's for a person's rules.
 pub fn chains(ruleset: &Value) -> Vec<Chain> {
     let mut all = of_ruleset(ruleset);
-    for program in Iptables::ALL {
-        if !is_used(program, &all) {
+    for program in Iptables::ALL.into_iter().filter(|it| it.is_legacy()) {
+        if has_legacy(program) {
+            let listing = iptables::listing(program).unwrap_or_default();
+            all.extend(of_listing(program, &listing));
+        }
+    }
+    for program in Iptables::ALL.into_iter().filter(|it| !it.is_legacy()) {
+        let own = |chain: &Chain| is_of(program, chain);
+        if !all.iter().any(|chain| own(chain) && matters(chain)) {
             continue;
         }
-        // A table that iptables can't list, or where there is no iptables, is nft's.
-        if let Some(listing) = iptables::listing(program) {
-            if !program.is_legacy() {
-                all.retain(|chain| !is_of(program, chain));
-            }
-            all.extend(of_listing(program, &listing));
+        let listing = iptables::listing(program).unwrap_or_default();
+        let listed = of_listing(program, &listing);
+        // Where there is no iptables, or only the older kind, which does not see them, they are nft's.
+        let is_listed = |chain: &Chain| {
+            let mut listed = listed.iter();
+            listed.any(|it| it.name == chain.name && matters(it))
+        };
+        let mut found = all.iter().filter(|chain| own(chain) && matters(chain));
+        if found.all(is_listed) {
+            all.retain(|chain| !own(chain));
+            all.extend(listed);
         }
     }
     all.retain(matters);
@@ -44,12 +56,8 @@ fn matters(chain: &Chain) -> bool {
     stops || chain.name == DOCKER_USER || !chain.own_rules.is_empty()
 }
 
-/// Whether `program` may have chains that matter.
-fn is_used(program: Iptables, of_nft: &[Chain]) -> bool {
-    if !program.is_legacy() {
-        let mut own = of_nft.iter().filter(|chain| is_of(program, chain));
-        return own.any(matters);
-    }
+/// Whether the kernel has a table that `program` filters by.
+fn has_legacy(program: Iptables) -> bool {
     let names = match program.family() {
         Family::Ipv4 => "/proc/net/ip_tables_names",
         Family::Ipv6 => "/proc/net/ip6_tables_names",
@@ -58,6 +66,7 @@ fn is_used(program: Iptables, of_nft: &[Chain]) -> bool {
     names.lines().any(|name| name == FILTER)
 }
 
+/// Whether a chain of nft's is in the table of `program`.
 fn is_of(program: Iptables, chain: &Chain) -> bool {
     chain.program.is_none() && chain.family == nft_family(program) && chain.table == FILTER
 }
