@@ -34,11 +34,10 @@ fn world(more: &str) -> World {
     });
     let guest = Netns::new("guest");
     let of = |numbers: &str| {
-        let ips = [
+        [
             format!("198.51.100.{numbers}"),
             format!("2001:db8::{numbers}"),
-        ];
-        ips
+        ]
     };
     let provider = Party::new(provider, &of("1"));
     let guest = Party::new(guest, &of("77"));
