@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroU64;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -397,6 +398,136 @@ impl fmt::Display for VlanId {
     }
 }
 
+const RATE: &str = "a rate: bit, kbit, mbit or gbit a second, pps, kpps or mpps, and bursts in b, kb, mb or p \
+     (packets), such as 100mbit or 1gbit,50kpps or 100mbit,burst=256kb";
+
+/// A limit of one direction: bits a second, packets a second, or both.
+///
+/// Written as iproute2 writes rates and sizes: `100mbit`, `50kpps`, `100mbit,50kpps`, each once and in any order,
+/// with `burst=256kb` for the bits and `burst=100p` for the packets. Rates count in thousands, sizes in 1024s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Bits a second, and the burst in bytes.
+    bits: Option<(NonZeroU64, Option<NonZeroU64>)>,
+    /// Packets a second, and the burst in packets.
+    packets: Option<(NonZeroU64, Option<NonZeroU64>)>,
+}
+
+/// A rate with its burst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Bits or packets a second.
+    pub a_second: NonZeroU64,
+    /// Bytes or packets that may come at once.
+    pub burst: u64,
+}
+
+impl RateLimit {
+    /// The least default burst: a GSO frame, and the packets of a burst of the rings.
+    const LEAST_BYTES: u64 = 64 << 10;
+    const LEAST_PACKETS: u64 = 64;
+
+    /// A default burst is what passes in a fiftieth of a second: more than a busy host is late.
+    const BURSTS_A_SECOND: u64 = 50;
+
+    /// The limit in bits a second, its burst in bytes.
+    pub fn bits(self) -> Option<Rate> {
+        let burst =
+            |rate: NonZeroU64| (rate.get() / 8 / Self::BURSTS_A_SECOND).max(Self::LEAST_BYTES);
+        Self::with_burst(self.bits, burst)
+    }
+
+    /// The limit in packets a second.
+    pub fn packets(self) -> Option<Rate> {
+        let burst =
+            |rate: NonZeroU64| (rate.get() / Self::BURSTS_A_SECOND).max(Self::LEAST_PACKETS);
+        Self::with_burst(self.packets, burst)
+    }
+
+    fn with_burst(
+        limit: Option<(NonZeroU64, Option<NonZeroU64>)>,
+        default: impl Fn(NonZeroU64) -> u64,
+    ) -> Option<Rate> {
+        let (a_second, burst) = limit?;
+        let burst = burst.map_or_else(|| default(a_second), NonZeroU64::get);
+        Some(Rate { a_second, burst })
+    }
+}
+
+const BITS: &[(&str, u64)] = &[
+    ("gbit", 1_000_000_000),
+    ("mbit", 1_000_000),
+    ("kbit", 1000),
+    ("bit", 1),
+];
+const PACKETS: &[(&str, u64)] = &[("mpps", 1_000_000), ("kpps", 1000), ("pps", 1)];
+const BYTES: &[(&str, u64)] = &[("mb", 1 << 20), ("kb", 1 << 10), ("b", 1)];
+const COUNT: &[(&str, u64)] = &[("p", 1)];
+
+impl FromStr for RateLimit {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let invalid = || InvalidValue::new(text, RATE);
+        let (mut bits, mut packets, mut bytes, mut count) = (None, None, None, None);
+        for word in text.split(',') {
+            let (place, value) = if let Some(burst) = word.strip_prefix("burst=") {
+                match (quantity(burst, BYTES), quantity(burst, COUNT)) {
+                    (Some(value), _) => (&mut bytes, value),
+                    (None, Some(value)) => (&mut count, value),
+                    (None, None) => return Err(invalid()),
+                }
+            } else {
+                match (quantity(word, BITS), quantity(word, PACKETS)) {
+                    (Some(value), _) => (&mut bits, value),
+                    (None, Some(value)) => (&mut packets, value),
+                    (None, None) => return Err(invalid()),
+                }
+            };
+            if place.replace(value).is_some() {
+                return Err(invalid());
+            }
+        }
+        let burst_of_nothing =
+            (bytes.is_some() && bits.is_none()) || (count.is_some() && packets.is_none());
+        if burst_of_nothing {
+            return Err(invalid());
+        }
+        Ok(Self {
+            bits: bits.map(|rate| (rate, bytes)),
+            packets: packets.map(|rate| (rate, count)),
+        })
+    }
+}
+
+/// A whole number with one of these units.
+fn quantity(text: &str, units: &[(&str, u64)]) -> Option<NonZeroU64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let (_, factor) = units.iter().find(|(name, _)| *name == unit)?;
+    NonZeroU64::new(number.parse::<u64>().ok()?.checked_mul(*factor)?)
+}
+
+/// The number with the largest unit that gives it without a fraction.
+fn in_units(value: NonZeroU64, units: &[(&str, u64)]) -> String {
+    let unit = units.iter().find(|(_, factor)| value.get() % factor == 0);
+    let (name, factor) = unit.unwrap_or(&("", 1));
+    format!("{}{name}", value.get() / factor)
+}
+
+impl fmt::Display for RateLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [(self.bits, BITS, BYTES), (self.packets, PACKETS, COUNT)];
+        let mut words = Vec::new();
+        for (limit, units, burst_units) in parts {
+            let Some((rate, burst)) = limit else { continue };
+            words.push(in_units(rate, units));
+            words.extend(burst.map(|burst| format!("burst={}", in_units(burst, burst_units))));
+        }
+        f.write_str(&words.join(","))
+    }
+}
+
 /// Values that go through serde as the text they print and parse.
 macro_rules! serde_as_text {
     ($($name:ty),*) => {$(
@@ -533,6 +664,66 @@ mod tests {
         for bad in ["32", "96", "2048", "0", "65536"] {
             assert!(bad.parse::<QueueSize>().is_err(), "{bad}");
         }
+    }
+
+    fn limit(text: &str) -> RateLimit {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn rates_print_as_they_parse() {
+        for text in [
+            "100mbit",
+            "50kpps",
+            "1gbit,burst=256kb,50kpps,burst=100p",
+            "1001bit,3pps",
+            "8kbit,burst=1b",
+        ] {
+            assert_eq!(limit(text).to_string(), text);
+        }
+        assert_eq!(limit("1000kbit"), limit("1mbit"));
+        assert_eq!(
+            limit("burst=1mb,50kpps,1gbit"),
+            limit("1gbit,50kpps,burst=1024kb")
+        );
+    }
+
+    #[test]
+    fn what_is_no_rate_is_refused_with_the_form() {
+        for text in [
+            "",
+            "100",
+            "mbit",
+            "0mbit",
+            "1mbit,",
+            "1mbit,2mbit",
+            "1mbps",
+            "-1mbit",
+            "1.5gbit",
+            "burst=1kb",
+            "1mbit,burst=10p",
+            "10pps,burst=1kb",
+            "1mbit,burst=0b",
+            "99999999999999999999gbit",
+            "9999999999999gbit",
+            "1mbit,burst=1kb,burst=2kb",
+        ] {
+            let error = text.parse::<RateLimit>().expect_err(text).to_string();
+            assert!(error.contains("100mbit,burst=256kb"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_burst_is_a_fiftieth_of_a_second_and_a_gso_frame_at_least() {
+        let bits = |text| limit(text).bits().map(|rate| rate.burst);
+        assert_eq!(bits("1gbit"), Some(2_500_000));
+        assert_eq!(bits("1mbit"), Some(64 << 10));
+        assert_eq!(bits("1mbit,burst=10b"), Some(10));
+        assert_eq!(bits("50kpps"), None);
+        let packets = |text| limit(text).packets().map(|rate| rate.burst);
+        assert_eq!(packets("50kpps"), Some(1000));
+        assert_eq!(packets("1pps"), Some(64));
+        assert_eq!(packets("1gbit"), None);
     }
 
     #[test]

@@ -11,9 +11,8 @@ use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches};
 
 use super::features::Extra;
-use super::rate::RateLimit;
 use super::stats::StatsAddr;
-use crate::types::{IfName, Mtu, QueuePairs, QueueSize};
+use crate::types::{IfName, Mtu, QueuePairs, QueueSize, RateLimit};
 
 /// What `ringtap backend` is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,13 +16,14 @@ use super::args::{BackendArgs, BackendCommand, Endpoint, HostLink};
 use super::capabilities::capabilities;
 use super::message::Connection;
 use super::queue_pair::QueuePair;
-use super::rate::{Limiter, Pacer, RateLimit};
+use super::rate::{Limiter, Pacer};
 use super::session::{Device, Limits, SessionError};
 use super::socket::{Socket, SocketError};
 use super::stats::{StatsError, StatsServer, render};
 use super::worker::{Worker, WorkerError};
 use crate::signals::EndRequests;
 use crate::tap::{self, Tap, TapError, TapQueue};
+use crate::types::RateLimit;
 
 const DOOR: u32 = 0;
 const FRONT_END: u32 = 1;
