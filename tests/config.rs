@@ -77,6 +77,10 @@ fn a_good_file_is_read_whole() {
     assert_eq!(first.mac, MacAddr::derived_from("web1/0"));
     assert_eq!(second.mac.to_string(), "52:54:00:00:00:07");
     assert_eq!(second.queue_pairs.get(), 1);
+    let rates = [first.rates.rx, second.rates.rx, second.rates.tx];
+    let rates = rates.map(|rate| rate.map(|rate| rate.to_string()));
+    let [none, usual, own] = rates.each_ref().map(Option::as_deref);
+    assert_eq!((none, usual, own), (None, Some("100mbit"), Some("50kpps")));
     let small = config.guest(&name("small")).unwrap();
     assert_eq!((small.cpus, small.accel), (1, Accel::Auto));
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::addresses::Addresses;
-use super::network::{Mode, Network};
+use super::network::{Mode, Network, Rates};
 use super::problem::suggest;
 use super::reader::{Reader, Section};
 use super::uplink;
@@ -61,6 +61,8 @@ pub struct Nic {
     pub mac: MacAddr,
     /// How many pairs of queues it has.
     pub queue_pairs: QueuePairs,
+    /// How much it may move, by its own word or by its network's.
+    pub rates: Rates,
     /// The VLANs of the network's bridge that it is in.
     pub vlans: NicVlans,
 }
@@ -217,6 +219,8 @@ fn read_nic<'t>(
         "vlan",
         "vlans",
         "addresses",
+        "rx-rate",
+        "tx-rate",
     ];
     reader.known_keys(table, &known);
     let network = reader
@@ -244,6 +248,7 @@ fn read_nic<'t>(
     let vlans = read_vlans(reader, table)?;
     let remedy = "write single addresses as \"203.0.113.7\"";
     let singles = parse_each::<IpAddr>(reader, table, "addresses", remedy)?;
+    let own = Rates::read(reader, table);
     let (name, network) = network?;
     if let Some(network) = &network.value {
         if !vlans.is_default() && !network.vlan_filtering {
@@ -269,6 +274,7 @@ fn read_nic<'t>(
             );
         }
     }
+    let usual = network.value.as_ref().map(|network| network.nic_rates);
     Some(Nic {
         network: name.clone(),
         addresses: singles,
@@ -276,6 +282,7 @@ fn read_nic<'t>(
         ipv6: addresses.ipv6,
         mac: mac.map_or_else(|| MacAddr::derived_from(mac_seed), |mac| mac.value),
         queue_pairs,
+        rates: own.or(usual.unwrap_or_default()),
         vlans,
     })
 }

@@ -39,7 +39,7 @@ pub use dns::{Dns, DnsName, Forwarder, Srv, Text};
 pub use forward::{Forward, Ports, Protocol, Target};
 pub use guest::{Accel, Guest, Nic, NicVlans};
 pub use host::{BridgeNfCall, HostSettings};
-pub use network::{Ipv4, LanBridge, MacvtapMode, Mode, Network};
+pub use network::{Ipv4, LanBridge, MacvtapMode, Mode, Network, Rates};
 use problem::suggest;
 pub use problem::{Problem, Problems};
 use reader::{At, Reader, Section, line_of};

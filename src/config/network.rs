@@ -14,7 +14,7 @@ use super::route::{self, StaticRoute};
 use super::uplink::{self, Uplink};
 use super::values::{DhcpRange, Domain, Prefix, Subnet};
 use super::{Read, ReadMap, parse_each, section_name};
-use crate::types::{Family, IfName, Mtu, Name};
+use crate::types::{Family, IfName, Mtu, Name, Rate, RateLimit};
 
 /// A network that guests' NICs are plugged into.
 ///
@@ -51,6 +51,39 @@ pub struct Network {
     pub vlan_filtering: bool,
     /// The MTU of the bridge, the taps and the guests; the kernel's default where there is none.
     pub mtu: Option<Mtu>,
+    /// How much each NIC on it may move, unless the file says so of the NIC.
+    pub nic_rates: Rates,
+    /// How much may come in by the gateway, to all of its guests together.
+    pub rate_in: Option<RateLimit>,
+    /// How much may leave by the gateway, of all of its guests together.
+    pub rate_out: Option<RateLimit>,
+}
+
+/// How much a NIC may move; what there is no limit for is without one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rates {
+    /// What the guest receives.
+    pub rx: Option<RateLimit>,
+    /// What the guest sends.
+    pub tx: Option<RateLimit>,
+}
+
+impl Rates {
+    /// Those in `table`; what is wrong there is noted, and counts as absent.
+    pub(super) fn read<'t>(reader: &Reader<'t>, table: &Section<'t>) -> Self {
+        Self {
+            rx: read_rate(reader, table, "rx-rate"),
+            tx: read_rate(reader, table, "tx-rate"),
+        }
+    }
+
+    /// With those of `other` where it has none.
+    pub(super) fn or(self, other: Self) -> Self {
+        Self {
+            rx: self.rx.or(other.rx),
+            tx: self.tx.or(other.tx),
+        }
+    }
 }
 
 /// The IPv4 addresses of a network.
@@ -247,6 +280,10 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
         "dns",
         "domain",
         "mtu",
+        "rx-rate",
+        "tx-rate",
+        "rate-in",
+        "rate-out",
         "host",
         "nat66",
         "forwards",
@@ -282,6 +319,9 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
     let mtu = reader
         .integer(&section, "mtu")
         .and_then(|number| read_mtu(reader, &section, &number));
+    let nic_rates = Rates::read(reader, &section);
+    let rate_in = read_gateway_rate(reader, &section, mode.as_ref(), "rate-in");
+    let rate_out = read_gateway_rate(reader, &section, mode.as_ref(), "rate-out");
     let truth = |key| reader.boolean(&section, key).is_some_and(|at| at.value);
     let (isolate_guests, vlan_filtering) = (truth("isolate-guests"), truth("vlan-filtering"));
     for (key, there, remedy) in [
@@ -335,6 +375,9 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
             isolate_guests,
             vlan_filtering,
             mtu,
+            nic_rates,
+            rate_in,
+            rate_out,
             name,
         })
     })();
@@ -343,6 +386,47 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
         route::check(reader, &section, network);
     }
     Read { section, value }
+}
+
+fn read_rate<'t>(reader: &Reader<'t>, table: &Section<'t>, key: &str) -> Option<RateLimit> {
+    let rate = reader.parsed::<RateLimit>(table, key, "write it as \"100mbit\"")?;
+    Some(rate.value)
+}
+
+/// A limit that the network's rules keep.
+fn read_gateway_rate<'t>(
+    reader: &Reader<'t>,
+    section: &Section<'t>,
+    mode: Option<&Mode>,
+    key: &str,
+) -> Option<RateLimit> {
+    let rate = read_rate(reader, section, key);
+    let (cause, remedy) = match mode {
+        None | Some(Mode::Nat { .. } | Mode::Routed) => match rate {
+            Some(rate) if !is_countable(rate) => (
+                "is more than nftables counts",
+                "write up to 100gbit, 100mpps and bursts of 4095mb, or leave it out",
+            ),
+            rate => return rate,
+        },
+        Some(Mode::Open) => ("an open network has no rules of ringtap's", "leave it out"),
+        Some(_) => (
+            "nothing of this network passes the host's gateway",
+            "leave it out; rx-rate and tx-rate are for each NIC",
+        ),
+    };
+    if section.has(key) {
+        reader.problem(&section.span_of(key), section.key(key), cause, remedy);
+    }
+    None
+}
+
+/// Whether nftables can keep the limit: it has 32 bits for a burst, and 64 for what comes in a second times its nanoseconds.
+fn is_countable(limit: RateLimit) -> bool {
+    let within = |rate: Option<Rate>, most: u64| {
+        rate.is_none_or(|rate| rate.a_second.get() <= most && u32::try_from(rate.burst).is_ok())
+    };
+    within(limit.bits(), 100_000_000_000) && within(limit.packets(), 100_000_000)
 }
 
 /// Where the host serves nothing, the file can't say what.

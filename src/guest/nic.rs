@@ -104,6 +104,8 @@ impl HostNic {
         let socket = dir.join(format!("nic{index}.sock"));
         let args = BackendArgs {
             queue_pairs: nic.queue_pairs,
+            rx_rate: nic.rates.rx,
+            tx_rate: nic.rates.tx,
             stats: Some(StatsAddr::Unix(stats_socket(dir, index))),
             ..BackendArgs::new(Endpoint::Listen(socket.clone()), link)
         };

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ringtap::config::{Config, Nic, NicVlans};
+use ringtap::config::{Config, Nic, NicVlans, Rates};
 use ringtap::types::{MacAddr, QueuePairs};
 use tempfile::TempDir;
 
@@ -145,6 +145,7 @@ pub fn nic(network: &str, mac: MacAddr) -> Nic {
         mac,
         queue_pairs: QueuePairs::ONE,
         vlans: NicVlans::default(),
+        rates: Rates::default(),
     }
 }
 

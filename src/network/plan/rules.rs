@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::table_name;
 use crate::config::{Config, Forward, Mode, Network, Ports, Protocol};
 use crate::network::policy::Policy;
-use crate::types::Family;
+use crate::types::{Family, RateLimit};
 
 /// The whole table of family inet; none where the firewall is the admin's.
 pub(super) fn table(config: &Config, network: &Network) -> Option<String> {
@@ -20,6 +20,8 @@ pub(super) fn table(config: &Config, network: &Network) -> Option<String> {
     }
     let forwards = forwards(config, network);
     let mut chains = vec![forward(network, &forwards)];
+    chains.extend(network.rate_out.map(|limit| limited(OUT, limit)));
+    chains.extend(network.rate_in.map(|limit| limited(IN, limit)));
     if !network.has_host() {
         chains.push(keep_off(network));
     }
@@ -121,9 +123,16 @@ fn redirect(network: &Network, forwards: &[Redirect]) -> String {
 }
 
 /// Forwarding: among guests (which are forwarded only where br_netfilter makes the bridge ask), from the guests' addresses
-/// outwards and to them inwards as far as the policy and the port forwards go, and nothing else in either direction.
+/// outwards and to them inwards as far as the policy, the port forwards and the limits go, and nothing else in either
+/// direction.
 fn forward(network: &Network, forwards: &[Redirect]) -> String {
     let bridge = network.own_bridge();
+    // What is refused takes nothing of a limit: else strangers could use it up.
+    let goto = |chain, limit: Option<_>| match limit {
+        Some(_) => format!("goto {chain}"),
+        None => "accept".to_owned(),
+    };
+    let (out, inwards) = (goto(OUT, network.rate_out), goto(IN, network.rate_in));
     let among_guests = format!("iifname \"{bridge}\" oifname \"{bridge}\"");
     let mut rules = if network.isolate_guests {
         // Forwards are for all who reach the host; else one guest would reach the other by way of the gateway.
@@ -136,13 +145,15 @@ fn forward(network: &Network, forwards: &[Redirect]) -> String {
     };
     for (ip, nets, policy) in families(network) {
         if policy.outbound {
-            rules.push(format!("iifname \"{bridge}\" {ip} saddr {nets} accept"));
+            rules.push(format!("iifname \"{bridge}\" {ip} saddr {nets} {out}"));
         }
         if policy.inbound {
-            rules.push(format!("oifname \"{bridge}\" {ip} daddr {nets} accept"));
+            rules.push(format!("oifname \"{bridge}\" {ip} daddr {nets} {inwards}"));
         } else if policy.outbound {
-            let replies = "ct state established,related accept";
-            rules.push(format!("oifname \"{bridge}\" {ip} daddr {nets} {replies}"));
+            let replies = "ct state established,related";
+            rules.push(format!(
+                "oifname \"{bridge}\" {ip} daddr {nets} {replies} {inwards}"
+            ));
         }
     }
     for forward in forwards {
@@ -154,11 +165,11 @@ fn forward(network: &Network, forwards: &[Redirect]) -> String {
         } = forward;
         let target = format!("{} daddr {to} {protocol} dport {to_ports}", nft_family(*to));
         rules.push(format!(
-            "oifname \"{bridge}\" {target} ct status dnat accept"
+            "oifname \"{bridge}\" {target} ct status dnat {inwards}"
         ));
         let source = format!("{} saddr {to} {protocol} sport {to_ports}", nft_family(*to));
         rules.push(format!(
-            "iifname \"{bridge}\" {source} ct status dnat accept"
+            "iifname \"{bridge}\" {source} ct status dnat {out}"
         ));
     }
     for name in ["iifname", "oifname"] {
@@ -167,6 +178,26 @@ fn forward(network: &Network, forwards: &[Redirect]) -> String {
         ));
     }
     chain("forward", "filter hook forward priority filter", &rules)
+}
+
+/// Where what leaves by the gateway goes, and what comes in by it, if there is a limit.
+const OUT: &str = "rate_out";
+const IN: &str = "rate_in";
+
+/// The chain that lets pass what is within `limit`. Of bytes the kernel lets what comes in a second gather besides the burst.
+fn limited(name: &str, limit: RateLimit) -> String {
+    let bytes = limit.bits().map(|rate| {
+        let a_second = (rate.a_second.get() / 8).max(1);
+        format!("{a_second} bytes/second burst {} bytes", rate.burst)
+    });
+    let packets = limit
+        .packets()
+        .map(|rate| format!("{}/second burst {} packets", rate.a_second, rate.burst));
+    let mut text = format!("\tchain {name} {{\n");
+    for over in bytes.into_iter().chain(packets) {
+        let _ = writeln!(text, "\t\tlimit rate over {over} drop"); // writing to a String can't fail
+    }
+    text + "\t\taccept\n\t}\n"
 }
 
 /// A host without an address on the bridge still answers what is sent to one of its other addresses.
