@@ -68,6 +68,10 @@ impl FromStr for StaticRoute {
             Err(_) => address(to)?.into(),
         };
         let via = via.map(address).transpose()?;
+        let is_single = to.prefix_len() == to.max_prefix_len();
+        if via.is_none() && !is_single {
+            return Err(no_route());
+        }
         let family = Family::of(to.addr());
         if let Some(via) = via.filter(|via| Family::of(*via) != family) {
             return Err(format!("{to} and {via} are not of one family"));

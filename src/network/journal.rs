@@ -165,6 +165,10 @@ impl Journal {
     pub fn ahead(&mut self, steps: &[Planned]) {
         for Planned { owner, step } in steps {
             let list = self.teardown_of(owner);
+            // Of what takes something back, nothing is to be taken back.
+            if list.contains(step) {
+                continue;
+            }
             for teardown in step.teardown() {
                 // What was there before the first change is what goes back, not what a later one found.
                 let known = list

@@ -29,7 +29,29 @@ pub fn execute(netlink: &Netlink, steps: &[&LinkStep]) -> Vec<Result<(), StepErr
     }
     let requests = steps.iter().map(|step| request(&links, step)).collect();
     let outcomes = netlink.do_all(requests).into_iter();
-    outcomes.map(|outcome| Ok(outcome?)).collect()
+    let mut outcomes: Vec<Result<(), StepError>> = outcomes.map(|it| Ok(it?)).collect();
+    if steps.iter().any(|step| takes_away(step)) {
+        look_again(netlink, steps, &mut outcomes);
+    }
+    outcomes
+}
+
+fn takes_away(step: &LinkStep) -> bool {
+    matches!(step, LinkStep::Delete { .. } | LinkStep::Release { .. })
+}
+
+/// A request that is lost on its way seems done. What is not taken away though it seems so must not be forgotten.
+fn look_again(netlink: &Netlink, steps: &[&LinkStep], outcomes: &mut [Result<(), StepError>]) {
+    let links = netlink.links();
+    for (step, outcome) in steps.iter().zip(outcomes) {
+        let still_there = match &links {
+            Ok(links) => !matches!(request(links, step), Ok(None)),
+            Err(_) => true,
+        };
+        if outcome.is_ok() && takes_away(step) && still_there {
+            *outcome = Err(NetlinkError::no_answer(step.to_string()).into());
+        }
+    }
 }
 
 /// Whether `port` is all that is left of bond `name`.

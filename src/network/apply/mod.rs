@@ -14,7 +14,7 @@ pub mod nft;
 mod schedule;
 pub mod sysctl;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
@@ -141,8 +141,8 @@ pub fn roll_back(
     left
 }
 
-/// Does `steps` in the order in which things are taken back, going on where one fails; the journal forgets those that are
-/// done. Gives the failures.
+/// Does `steps` in the order in which things are taken back; the journal forgets those that are done. Where one fails the
+/// others are done all the same, unless that would lose what has not moved back to an uplink. Gives the failures.
 fn take_back_each(
     run_dir: &mut RunDir,
     netlink: &Netlink,
@@ -150,16 +150,31 @@ fn take_back_each(
     prefix: &str,
 ) -> Vec<String> {
     let mut failures = Vec::new();
+    let mut stuck = BTreeSet::new();
     for batch in schedule::backwards(steps) {
+        if batch.iter().any(|planned| is_stuck(&stuck, planned)) {
+            continue; // one that concerns an uplink is alone in its batch
+        }
         let prefix = || prefix.to_owned();
         for (planned, outcome) in batch.iter().zip(execute(run_dir, netlink, &batch, prefix)) {
             match outcome {
                 Ok(()) => run_dir.journal.done(std::slice::from_ref(*planned), steps),
-                Err(error) => failures.push(failure(&planned.step, &error)),
+                Err(error) => {
+                    failures.push(failure(&planned.step, &error));
+                    if matches!(planned.step, Step::MoveAddresses { .. }) {
+                        stuck.insert(planned.owner.clone());
+                    }
+                }
             }
         }
     }
     failures
+}
+
+/// Whether the host's addresses are still on what `planned` would take away: on a network's bridge, or a link below one.
+fn is_stuck(stuck: &BTreeSet<Owner>, planned: &Planned) -> bool {
+    let below = matches!(planned.owner, Owner::Link(_)) && !stuck.is_empty();
+    below || stuck.contains(&planned.owner)
 }
 
 /// What `now` has to take back that `before` had not, by owner.

@@ -93,7 +93,7 @@ impl Belongings {
             index: there.header.index,
             name: to,
         };
-        netlink.ask(doing, |handle| async move {
+        netlink.ask(&doing, |handle| async move {
             for address in &addresses {
                 give(&handle, moved_address(address, old, new)).await?;
             }
@@ -117,7 +117,11 @@ impl Belongings {
                 ask_for(&handle, neighbour, new).await?;
             }
             Ok(())
-        })
+        })?;
+        match addresses_of(netlink, old)?[..] {
+            [] => Ok(()),
+            _ => Err(NetlinkError::no_answer(doing)),
+        }
     }
 }
 

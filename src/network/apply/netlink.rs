@@ -47,6 +47,12 @@ impl NetlinkError {
         }
     }
 
+    /// A request was lost, which a connection does not say by itself.
+    pub fn no_answer(doing: impl Into<String>) -> Self {
+        let lost = "the kernel did not answer";
+        Self::new(doing, io::Error::other(lost))
+    }
+
     /// There is no link `name`.
     pub fn no_link(name: &IfName) -> Self {
         Self::new(
@@ -424,6 +430,9 @@ impl Netlink {
         let messages: Vec<LinkMessage> = self.ask("list links", |handle: Handle| async move {
             handle.link().get().execute().try_collect().await
         })?;
+        if messages.is_empty() {
+            return Err(NetlinkError::no_answer("list links")); // there is a loopback always
+        }
         let named = messages
             .into_iter()
             .filter_map(|link| Some((name_of(&link)?, link)));
@@ -545,12 +554,14 @@ impl Netlink {
     /// The kernel's.
     pub fn link(&self, name: &IfName) -> Result<Option<LinkMessage>, NetlinkError> {
         let wanted = name.to_string();
-        let found = self.ask(format!("look for link {name}"), |handle| async move {
+        let doing = format!("look for link {name}");
+        let found = self.ask(&doing, |handle| async move {
             let request = handle.link().get().match_name(wanted);
             request.execute().try_next().await
         });
         match found {
             Err(error) if error.source.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Ok(None) => Err(NetlinkError::no_answer(doing)),
             found => found,
         }
     }
