@@ -93,8 +93,12 @@ impl Belongings {
             index: there.header.index,
             name: to,
         };
+        // One that is there already, as after a move that was broken off, stays what it was.
+        let there = addresses_of(netlink, new)?;
+        let is_new = |address: &&AddressMessage| !there.iter().any(|it| is_same(it, address));
+        let missing: Vec<_> = addresses.iter().filter(is_new).cloned().collect();
         netlink.ask(&doing, |handle| async move {
-            for address in &addresses {
+            for address in &missing {
                 give(&handle, moved_address(address, old, new)).await?;
             }
             for neighbour in &neighbours {
@@ -123,6 +127,22 @@ impl Belongings {
             _ => Err(NetlinkError::no_answer(doing)),
         }
     }
+}
+
+/// Whether both are of one address, on whatever link.
+fn is_same(one: &AddressMessage, other: &AddressMessage) -> bool {
+    let own = |message: &AddressMessage| {
+        let mut ips = message
+            .attributes
+            .iter()
+            .filter_map(|attribute| match attribute {
+                AddressAttribute::Local(ip) | AddressAttribute::Address(ip) => Some(*ip),
+                _ => None,
+            });
+        let first = ips.next();
+        ips.next().or(first)
+    };
+    one.header.prefix_len == other.header.prefix_len && own(one) == own(other)
 }
 
 fn addresses_of(netlink: &Netlink, link: End<'_>) -> Result<Vec<AddressMessage>, NetlinkError> {
