@@ -8,7 +8,6 @@
 mod support;
 
 use std::fmt::Write as _;
-use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -204,7 +203,7 @@ impl Raw {
             host,
             "sysctl",
             &["-q", "-p", "-"],
-            "net.ipv4.ip_forward=0\n",
+            "net.ipv4.ip_forward=0\nnet.ipv6.conf.all.forwarding=0\n",
         );
     }
 }
@@ -230,5 +229,4 @@ fn plug(host: &Host, count: usize) {
 fn unplug(host: &Host, count: usize) {
     let lines = (0..count * PORTS_A_NETWORK).map(|number| format!("link delete t{number}\n"));
     run(host, "ip", &["-batch", "-"], &lines.collect::<String>());
-    fs::metadata(host.run_dir()).unwrap();
 }
