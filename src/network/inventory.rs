@@ -20,6 +20,15 @@ pub fn forwarding_key(family: Family) -> &'static str {
     }
 }
 
+/// The sysctl `name` of `link`, whose dots are written as slashes (sysctl(8)).
+pub fn link_key(family: Family, link: &str, name: &str) -> String {
+    let family = match family {
+        Family::Ipv4 => "ipv4",
+        Family::Ipv6 => "ipv6",
+    };
+    format!("net.{family}.conf.{}.{name}", link.replace('.', "/"))
+}
+
 /// The sysctl of how many instances of inotify a user may have.
 pub const INOTIFY_INSTANCES: &str = "fs.inotify.max_user_instances";
 

@@ -376,8 +376,9 @@ fn nothing_to_take_back(args: &NetworkArgs, journal: &Journal) -> Result<(), Err
 }
 
 fn refuse_in_use(journal: &Journal, netlink: &Netlink, names: &[Name]) -> Result<(), Error> {
+    let of_bridges = observe::ports(netlink)?;
     for name in names {
-        let ports = ports(journal, netlink, name)?;
+        let ports = ports(journal, &of_bridges, name);
         if !ports.is_empty() {
             return Err(Error::InUse {
                 network: name.clone(),
@@ -388,17 +389,21 @@ fn refuse_in_use(journal: &Journal, netlink: &Netlink, names: &[Name]) -> Result
     Ok(())
 }
 
-/// The links on the bridge that ringtap made for the network, its uplink aside.
-fn ports(journal: &Journal, netlink: &Netlink, name: &Name) -> Result<Vec<String>, Error> {
-    let record = journal.networks.get(name);
-    let Some((record, bridge)) = record.and_then(|record| Some((record, record.own_link()?)))
-    else {
-        return Ok(Vec::new());
+/// The links on the bridge that ringtap made for the network, of those on every bridge, its uplink aside.
+fn ports(
+    journal: &Journal,
+    of_bridges: &BTreeMap<String, Vec<String>>,
+    name: &Name,
+) -> Vec<String> {
+    let Some(record) = journal.networks.get(name) else {
+        return Vec::new();
     };
     let uplink = record.uplink().map(IfName::as_str);
-    let mut ports = observe::ports(netlink, bridge.as_str())?;
-    ports.retain(|port| Some(port.as_str()) != uplink);
-    Ok(ports)
+    let bridge = record.own_link();
+    let ports = bridge.and_then(|bridge| of_bridges.get(bridge.as_str()));
+    let others = ports.into_iter().flatten();
+    let others = others.filter(|port| Some(port.as_str()) != uplink);
+    others.cloned().collect()
 }
 
 /// What `plan --json` prints: with the inventory it is a test case.

@@ -103,16 +103,19 @@ fn sysctls(links: &[Link], journal: &Journal) -> io::Result<BTreeMap<String, Str
     Ok(values)
 }
 
-/// The names of the links that are ports of `bridge`.
+/// The names of the ports of each bridge.
 ///
 /// # Errors
 /// The kernel can't be asked.
-pub fn ports(netlink: &Netlink, bridge: &str) -> Result<Vec<String>, NetlinkError> {
+pub fn ports(netlink: &Netlink) -> Result<BTreeMap<String, Vec<String>>, NetlinkError> {
     let (links, _) = links(netlink)?;
-    let ports = links
-        .into_iter()
-        .filter(|link| link.master.as_deref() == Some(bridge));
-    Ok(ports.map(|link| link.name).collect())
+    let mut ports: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for link in links {
+        if let Some(master) = link.master {
+            ports.entry(master).or_default().push(link.name);
+        }
+    }
+    Ok(ports)
 }
 
 fn held(run_dir: &Path, name: &Name, record: &Record, listings: &BTreeMap<String, String>) -> Held {

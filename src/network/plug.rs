@@ -14,6 +14,7 @@ use super::apply::{self, netlink::Netlink};
 use super::inventory::Inventory;
 use super::journal::{RunDir, RunDirError};
 use super::mended::By;
+use super::observe;
 use super::plan::{Planned, network_dir};
 use super::{Error, confirm, make_so, ports, records_of, with_run_dir};
 use crate::cli::HostArgs;
@@ -101,7 +102,8 @@ fn is_unused(run_dir: &RunDir, netlink: &Netlink, name: &Name) -> Result<bool, E
         return Ok(false);
     }
     let alone = lock(run_dir, name, FlockArg::LockExclusiveNonblock).is_ok();
-    Ok(alone && ports(&run_dir.journal, netlink, name)?.is_empty())
+    let of_bridges = observe::ports(netlink)?;
+    Ok(alone && ports(&run_dir.journal, &of_bridges, name).is_empty())
 }
 
 fn lock(run_dir: &RunDir, name: &Name, how: FlockArg) -> Result<Flock<File>, RunDirError> {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::{fs, io};
 
-use crate::network::inventory::{INOTIFY_INSTANCES, forwarding_key};
+use crate::network::inventory::{INOTIFY_INSTANCES, forwarding_key, link_key};
 use crate::types::Family;
 
 /// Where sysctls are; their names have slashes for dots.
@@ -34,7 +34,7 @@ pub fn forwarding(family: Family) -> io::Result<BTreeMap<String, String>> {
     };
     for entry in links {
         if let Ok(link) = entry?.file_name().into_string() {
-            names.push(format!("{per_link}.{}.forwarding", escaped(&link)));
+            names.push(link_key(family, &link, "forwarding"));
         }
     }
     values(names)
@@ -54,12 +54,11 @@ pub fn limits() -> io::Result<BTreeMap<String, String>> {
 /// `/proc` is not readable.
 pub fn of_links<'a>(links: impl Iterator<Item = &'a str>) -> io::Result<BTreeMap<String, String>> {
     let keys = |link| {
-        let link = escaped(link);
         [
-            format!("net.ipv6.conf.{link}.accept_ra"),
-            format!("net.ipv6.conf.{link}.disable_ipv6"),
-            format!("net.ipv6.conf.{link}.proxy_ndp"),
-            format!("net.ipv4.conf.{link}.route_localnet"),
+            link_key(Family::Ipv6, link, "accept_ra"),
+            link_key(Family::Ipv6, link, "disable_ipv6"),
+            link_key(Family::Ipv6, link, "proxy_ndp"),
+            link_key(Family::Ipv4, link, "route_localnet"),
         ]
     };
     values(links.flat_map(keys))
@@ -111,11 +110,6 @@ pub fn restore_forwarding(family: Family, before: &BTreeMap<String, String>) -> 
         }
     }
     Ok(())
-}
-
-/// A link's name as a part of a sysctl's: dots are written as slashes (sysctl(8)).
-fn escaped(link: &str) -> String {
-    link.replace('.', "/")
 }
 
 fn file(name: &str) -> PathBuf {

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::link_step::{Kind, LinkStep};
 use super::step::Step;
-use super::{desired_mtu, dnsmasq, firewall, network_dir, rules, table_name};
+use super::{desired_mtu, dnsmasq, firewall, network_dir, rules, sysctl, table_name};
 use crate::config::{Config, Network, StaticRoute};
 use crate::network::inventory::{Held, Inventory, Link, Table};
 use crate::types::{Family, IfName, MacAddr};
@@ -73,29 +73,17 @@ fn sysctls(network: &Network, link: &IfName, inventory: &Inventory) -> Vec<Step>
     let gateways = network.gateways();
     let ipv6 = gateways.iter().any(|net| matches!(net, IpNet::V6(_)));
     let truth = |truth| if truth { "1" } else { "0" };
-    let mut wanted = Vec::new();
+    let set = |family, name, values| sysctl::set(family, link, name, values, inventory);
+    let mut steps = Vec::new();
     if inventory.has_ipv6() {
-        let key = format!("net.ipv6.conf.{link}.disable_ipv6");
-        wanted.push((key, "0", truth(!ipv6)));
+        steps.extend(set(Family::Ipv6, "disable_ipv6", ("0", truth(!ipv6))));
         if ipv6 {
-            wanted.push((format!("net.ipv6.conf.{link}.accept_ra"), "1", "0"));
+            steps.extend(set(Family::Ipv6, "accept_ra", ("1", "0")));
         }
     }
     let forwards = truth(!network.forwards.is_empty());
-    wanted.push((
-        format!("net.ipv4.conf.{link}.route_localnet"),
-        "0",
-        forwards,
-    ));
-    let steps = wanted.into_iter().filter_map(|(key, default, value)| {
-        let was = inventory.sysctls.get(&key).map_or(default, String::as_str);
-        (was != value).then(|| Step::SetSysctl {
-            value: value.to_owned(),
-            was: was.to_owned(),
-            key,
-        })
-    });
-    steps.collect()
+    steps.extend(set(Family::Ipv4, "route_localnet", ("0", forwards)));
+    steps
 }
 
 /// Only addresses of ours go: a person may have added one.
@@ -184,22 +172,10 @@ fn proxies(network: &Network, held: &Held, inventory: &Inventory) -> Vec<Step> {
         .cloned()
         .map(|(link, address)| LinkStep::AddProxy { link, address });
     let ipv6 = wanted.iter().find(|(_, address)| address.is_ipv6());
-    let sysctl = ipv6.and_then(|(link, _)| may_answer(link, inventory));
+    let may_answer = ipv6
+        .and_then(|(link, _)| sysctl::set(Family::Ipv6, link, "proxy_ndp", ("0", "1"), inventory));
     let steps = delete.chain(add).map(Step::from);
-    sysctl.into_iter().chain(steps).collect()
-}
-
-fn may_answer(link: &IfName, inventory: &Inventory) -> Option<Step> {
-    let key = format!(
-        "net.ipv6.conf.{}.proxy_ndp",
-        link.as_str().replace('.', "/")
-    );
-    let was = inventory.sysctls.get(&key).map_or("0", String::as_str);
-    (was != "1").then(|| Step::SetSysctl {
-        was: was.to_owned(),
-        value: "1".to_owned(),
-        key,
-    })
+    may_answer.into_iter().chain(steps).collect()
 }
 
 fn table(config: &Config, network: &Network, was: Option<&Table>) -> Option<Step> {

@@ -8,9 +8,8 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::bridged;
-use super::passes;
 use super::step::Step;
+use super::{bridged, passes};
 use crate::config::{Config, Mode, Network};
 use crate::network::inventory::{Chain, End, Inventory, Iptables};
 use crate::network::policy::Policy;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::passes;
 use super::step::Step;
 use crate::config::{Config, Network};
-use crate::network::inventory::{Inventory, forwarding_key};
+use crate::network::inventory::{Inventory, forwarding_key, link_key};
 use crate::types::Family;
 
 /// The steps after which the host forwards what `networks` need. They come last, once every network has its rules: they
@@ -33,8 +33,7 @@ pub(super) fn steps(config: &Config, networks: &[&Network], inventory: &Inventor
 /// on links with `accept_ra=2` (ip-sysctl.rst): those that it has its way out from get that.
 fn keep_listening(inventory: &Inventory) -> Vec<Step> {
     let listening = inventory.links.iter().filter(|link| link.by_ra);
-    let keys =
-        listening.map(|link| format!("net.ipv6.conf.{}.accept_ra", link.name.replace('.', "/")));
+    let keys = listening.map(|link| link_key(Family::Ipv6, &link.name, "accept_ra"));
     let steps = keys.filter_map(|key| {
         let was = inventory.sysctls.get(&key)?.clone();
         (was == "1").then(|| Step::SetSysctl {

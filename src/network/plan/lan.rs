@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 use super::link_step::{Kind, LinkStep, Master};
 use super::step::Step;
 use super::uplink::{heed_routers, take_over, without_ipv6};
-use super::{bridge, clash, firewall, network_dir, uplink};
+use super::{bridge, clash, firewall, network_dir, sysctl, uplink};
 use crate::config::{Config, LanBridge, Mode, Network, Uplink};
 use crate::network::inventory::{Inventory, Link};
-use crate::types::{IfName, MacAddr, VlanId};
+use crate::types::{Family, IfName, MacAddr, VlanId};
 
 /// The steps: a directory, by which guests show that they use the network, a bridge if it has one of its own, and rules that
 /// let its frames pass.
@@ -64,17 +64,8 @@ fn shim_steps(network: &Network, uplink: &Uplink, inventory: &Inventory) -> Vec<
 
 /// The uplink sees what routers advertise as well, and would have addresses and routes again.
 fn ignore_routers(over: &IfName, inventory: &Inventory) -> Option<Step> {
-    let key = format!(
-        "net.ipv6.conf.{}.accept_ra",
-        over.as_str().replace('.', "/")
-    );
-    let was = inventory
-        .sysctls
-        .get(&key)
-        .filter(|was| *was != "0")?
-        .clone();
-    let value = "0".to_owned();
-    Some(Step::SetSysctl { key, value, was })
+    // Without IPv6 there is no such sysctl.
+    sysctl::set(Family::Ipv6, over, "accept_ra", ("0", "0"), inventory)
 }
 
 /// The bridge is up before the uplink is its port, and has the uplink's address: nobody on the LAN sees a difference.

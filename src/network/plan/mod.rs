@@ -16,6 +16,7 @@ mod link_step;
 mod obstacles;
 mod rules;
 mod step;
+mod sysctl;
 mod uplink;
 
 use std::collections::BTreeSet;
@@ -24,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::inventory::Inventory;
+use super::inventory::{Inventory, link_key};
 use super::policy::Policy;
 use crate::config::{Config, Network};
 use crate::types::{Family, IfName, Name};
@@ -168,9 +169,10 @@ pub fn take_back(teardown: &[Step]) -> Vec<Step> {
         Step::Link(LinkStep::DeleteAddress { link, .. } | LinkStep::DeleteRoute { link, .. }) => {
             links.contains(&link)
         }
-        Step::SetSysctl { key, .. } => links
-            .iter()
-            .any(|link| key.contains(&format!(".conf.{}.", link.as_str().replace('.', "/")))),
+        Step::SetSysctl { key, .. } => links.iter().any(|link| {
+            let of_link = |family| key.starts_with(&link_key(family, link.as_str(), ""));
+            Family::BOTH.into_iter().any(of_link)
+        }),
         _ => false,
     };
     let left = teardown.iter().rev().filter(|step| !goes_anyway(step));

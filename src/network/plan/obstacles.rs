@@ -3,9 +3,7 @@
 //! Whether a firewall stands in the way of a network can't be told for certain without a packet. A base chain that ends by
 //! letting nothing pass does as long as none of its rules, nor of those that it leads to, speaks of the network's bridge.
 
-use super::Remark;
-use super::passes;
-use super::{DOCKER_USER, bridged, firewall};
+use super::{DOCKER_USER, Remark, bridged, firewall, passes};
 use crate::config::{Config, Network};
 use crate::network::inventory::{Chain, End, Hook, Inventory};
 use crate::network::policy::Policy;

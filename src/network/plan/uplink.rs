@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use super::link_step::{Kind, LinkStep, Master};
 use super::step::Step;
-use super::{Owner, Planned};
+use super::{Owner, Planned, sysctl};
 use crate::config::{Base, Bond, Network, Uplink};
-use crate::network::inventory::{Inventory, Link};
-use crate::types::{IfName, VlanId};
+use crate::network::inventory::{Inventory, Link, link_key};
+use crate::types::{Family, IfName, VlanId};
 
 /// The steps that make the links of `networks`' uplinks, each once.
 pub(super) fn steps(networks: &[&Network], inventory: &Inventory) -> Vec<Planned> {
@@ -122,32 +122,18 @@ fn vlan_steps(link: IfName, over: IfName, id: VlanId, inventory: &Inventory) -> 
 /// The new link `name` heeds router advertisements as the link below does: also when the host forwards, if it has its way
 /// out from them.
 pub(super) fn heed_routers(name: &IfName, below: &Link, inventory: &Inventory) -> Option<Step> {
-    let sysctl = |link: &str| format!("net.ipv6.conf.{}.accept_ra", link.replace('.', "/"));
+    let key = link_key(Family::Ipv6, &below.name, "accept_ra");
     let value = match below.by_ra {
         true => "2",
-        false => inventory.sysctls.get(&sysctl(&below.name))?,
+        false => inventory.sysctls.get(&key)?,
     };
-    let key = sysctl(name.as_str());
-    let was = inventory.sysctls.get(&key).map_or("1", String::as_str);
-    (was != value).then(|| Step::SetSysctl {
-        value: value.to_owned(),
-        was: was.to_owned(),
-        key,
-    })
+    sysctl::set(Family::Ipv6, name, "accept_ra", ("1", value), inventory)
 }
 
 /// Keeps the host from giving itself an address on a link that is for guests alone.
 pub(super) fn without_ipv6(link: &IfName, inventory: &Inventory) -> Option<Step> {
-    let key = format!(
-        "net.ipv6.conf.{}.disable_ipv6",
-        link.as_str().replace('.', "/")
-    );
-    let was = inventory.sysctls.get(&key).map_or("0", String::as_str);
-    (inventory.has_ipv6() && was != "1").then(|| Step::SetSysctl {
-        was: was.to_owned(),
-        value: "1".to_owned(),
-        key,
-    })
+    let step = || sysctl::set(Family::Ipv6, link, "disable_ipv6", ("0", "1"), inventory);
+    inventory.has_ipv6().then(step).flatten()
 }
 
 /// What stands in the way of an uplink: cause and remedy. `master` is what its link is to be a port of.
