@@ -49,7 +49,7 @@ pub struct Network {
     pub isolate_guests: bool,
     /// Whether its bridge heeds the VLANs of its ports.
     pub vlan_filtering: bool,
-    /// The MTU of the bridge, the taps and the guests; the kernel's default where there is none.
+    /// The MTU of the bridge, the taps and the guests; where there is none, the kernel's default as far as the uplink has it.
     pub mtu: Option<Mtu>,
     /// How much each NIC on it may move, unless the file says so of the NIC.
     pub nic_rates: Rates,
@@ -590,7 +590,7 @@ fn read_mtu<'t>(reader: &Reader<'t>, section: &Section<'t>, number: &At<i64>) ->
             &number.span,
             section.key("mtu"),
             format!("{} is not an MTU", number.value),
-            "write 1280 to 65521 (bytes), or leave it out for 1500",
+            "write 1280 to 65521 (bytes), or leave it out",
         );
     }
     mtu

@@ -15,10 +15,13 @@ use crate::config::{Guest, Mode, Network};
 use crate::network;
 use crate::network::apply::netlink::NetlinkError;
 use crate::tap::{Tap, TapError};
-use crate::types::IfName;
+use crate::types::{IfName, Mtu};
 
 /// How long a backend may take until front-ends can connect.
 const READY_LIMIT: Duration = Duration::from_secs(10);
+
+/// What Ethernet has, in bytes.
+const USUAL_MTU: u32 = 1500;
 
 /// Why a NIC can't be had.
 #[derive(Debug, Error)]
@@ -100,7 +103,7 @@ impl HostNic {
             }
         };
         let port = Port(tap.clone());
-        network::port::attach(&tap, nic, network)?;
+        let mtu = network::port::attach(&tap, nic, network)?;
         let socket = dir.join(format!("nic{index}.sock"));
         let args = BackendArgs {
             queue_pairs: nic.queue_pairs,
@@ -115,7 +118,7 @@ impl HostNic {
             socket,
             mac: nic.mac,
             queue_pairs: nic.queue_pairs,
-            mtu: network.mtu,
+            mtu: host_mtu(network, mtu),
         };
         Ok(Self {
             backend,
@@ -154,6 +157,12 @@ impl HostNic {
         self.backend = spawn(&self.args, &self.log, None)?;
         Ok(())
     }
+}
+
+/// What the guest is told of the MTU that its link has: nothing where that is what it takes for granted.
+fn host_mtu(network: &Network, found: u32) -> Option<Mtu> {
+    let told = network.mtu.is_some() || found < USUAL_MTU;
+    Mtu::try_from(found).ok().filter(|_| told)
 }
 
 /// Starts a backend and waits for its word that it is ready (sd_notify(3)).

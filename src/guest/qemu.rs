@@ -52,7 +52,7 @@ pub struct Wiring {
     pub mac: MacAddr,
     /// Pairs of queues.
     pub queue_pairs: QueuePairs,
-    /// The largest packet, where the network has one.
+    /// The largest packet, where that is not the usual.
     pub mtu: Option<Mtu>,
 }
 

@@ -146,6 +146,9 @@ pub struct Link {
     /// Whether an IPv4 address of it ends some day: a DHCP client looks after it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub leased: bool,
+    /// Whether the host has a default route over it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub default_route: bool,
     /// Whether a router advertisement that came in here gave the host a default route.
     #[serde(default, skip_serializing_if = "is_false")]
     pub by_ra: bool,

@@ -18,7 +18,7 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 use thiserror::Error;
@@ -61,9 +61,11 @@ pub fn observe(
     let (mut links, names) = links(netlink)?;
     let routes = routes(netlink)?;
     for link in &mut links {
-        link.by_ra = routes
-            .iter()
-            .any(|message| is_by_ra(message, &link.name, &names));
+        let over = |message: &&RouteMessage| is_default_over(message, &link.name, &names);
+        let defaults: Vec<_> = routes.iter().filter(over).collect();
+        link.default_route = defaults.iter().any(|message| is_usual(message));
+        let by_ra = |message: &&RouteMessage| message.header.protocol == RouteProtocol::Ra;
+        link.by_ra = defaults.iter().any(by_ra);
     }
     let ruleset = nft::ruleset()?;
     let listings = nft::listings(&ruleset);
@@ -236,6 +238,7 @@ fn link(message: &LinkMessage, names: &LinkNames, addresses: &[AddressMessage]) 
             .filter_map(|address| address_of(address, index))
             .collect(),
         leased: addresses.iter().any(|address| is_leased(address, index)),
+        default_route: false,
         by_ra: false,
     };
     link.wireless = is_wireless(&link.name);
@@ -372,14 +375,21 @@ pub fn routes(netlink: &Netlink) -> Result<Vec<RouteMessage>, NetlinkError> {
     Ok(messages)
 }
 
-/// Whether `message` is a default route over `link` that a router advertised.
-fn is_by_ra(message: &RouteMessage, link: &str, names: &LinkNames) -> bool {
-    let default = message.header.destination_prefix_length == 0;
+/// Whether `message` is a default route over `link`, or over several of which that is one.
+fn is_default_over(message: &RouteMessage, link: &str, names: &LinkNames) -> bool {
+    let is_link = |index: &u32| names.get(index).is_some_and(|name| name == link);
     let over = |attribute: &RouteAttribute| match attribute {
-        RouteAttribute::Oif(index) => names.get(index).is_some_and(|name| name == link),
+        RouteAttribute::Oif(index) => is_link(index),
+        RouteAttribute::MultiPath(hops) => hops.iter().any(|hop| is_link(&hop.interface_index)),
         _ => false,
     };
-    default && message.header.protocol == RouteProtocol::Ra && message.attributes.iter().any(over)
+    message.header.destination_prefix_length == 0 && message.attributes.iter().any(over)
+}
+
+/// Whether packets are sent by the route of `message`, without a rule that says so.
+fn is_usual(message: &RouteMessage) -> bool {
+    let header = &message.header;
+    header.table == RouteHeader::RT_TABLE_MAIN && header.kind == RouteType::Unicast
 }
 
 fn worth_knowing(messages: &[RouteMessage], names: &LinkNames) -> Vec<Route> {

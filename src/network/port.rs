@@ -5,11 +5,12 @@ use crate::config::{Mode, Network, Nic};
 use crate::types::IfName;
 
 /// Attaches `nic` to `network` by the link `name`: a tap, which exists, becomes a port of the bridge; a macvtap is made. It
-/// has the network's MTU, is in its VLANs, is kept from other guests if they are to be, and is up.
+/// has the MTU of the bridge or uplink as it is, or on a LAN what the file says; it is in its VLANs, is kept from other guests
+/// if they are to be, and is up. Gives its MTU in bytes.
 ///
 /// # Errors
 /// A link is missing, or the kernel refuses.
-pub fn attach(name: &IfName, nic: &Nic, network: &Network) -> Result<(), NetlinkError> {
+pub fn attach(name: &IfName, nic: &Nic, network: &Network) -> Result<u32, NetlinkError> {
     let netlink = Netlink::open()?;
     let trunk = network.trunk();
     match network.mode {
@@ -17,7 +18,8 @@ pub fn attach(name: &IfName, nic: &Nic, network: &Network) -> Result<(), Netlink
             netlink.delete_link(name)?; // one that a killed launcher left
             netlink.add_macvtap(name, &trunk, peers, nic.mac)?;
         }
-        _ => netlink.attach(name, &trunk, network.mtu)?,
+        // What a bridge of ringtap's has is what the network was brought up with.
+        _ => netlink.attach(name, &trunk, network.mtu.filter(|_| network.is_lan()))?,
     }
     if let (Mode::Macvtap { .. }, Some(mtu)) = (&network.mode, network.mtu) {
         netlink.set_mtu(name, mtu.into())?;
@@ -28,7 +30,8 @@ pub fn attach(name: &IfName, nic: &Nic, network: &Network) -> Result<(), Netlink
     if network.isolate_guests {
         netlink.isolate(name)?;
     }
-    netlink.set_up(name)
+    netlink.set_up(name)?;
+    netlink.mtu(name)
 }
 
 /// Deletes `link`; that it is absent is fine.

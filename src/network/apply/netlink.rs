@@ -450,6 +450,14 @@ impl Netlink {
         }
     }
 
+    /// The MTU of `name`, in bytes.
+    ///
+    /// # Errors
+    /// The kernel's, or there is no such link.
+    pub fn mtu(&self, name: &IfName) -> Result<u32, NetlinkError> {
+        mtu_of(&self.there(name)?).ok_or_else(|| NetlinkError::no_link(name))
+    }
+
     /// Sets the MTU of `name`, in bytes.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::link_step::{Kind, LinkStep};
 use super::step::Step;
-use super::{desired_mtu, dnsmasq, firewall, network_dir, rules, sysctl, table_name};
+use super::{dnsmasq, firewall, mtu, network_dir, rules, sysctl, table_name};
 use crate::config::{Config, Network, StaticRoute};
 use crate::network::inventory::{Held, Inventory, Link, Table};
 use crate::types::{Family, IfName, MacAddr};
@@ -30,7 +30,7 @@ pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -
     }
     steps.extend(vlan_filtering(network, found));
     steps.extend(sysctls(network, &name, inventory));
-    let mtu = desired_mtu(network);
+    let mtu = mtu::of(config, network, inventory);
     let was = found.map_or(super::DEFAULT_MTU, |link| link.mtu);
     if mtu != was {
         let link = name.clone();
@@ -201,7 +201,8 @@ fn services(config: &Config, network: &Network, held: &Held, inventory: &Invento
     let dir = network_dir(&inventory.run_dir, &network.name);
     let found = held.dnsmasq.as_ref();
     if network.has_host() {
-        let files = dnsmasq::texts(config, network, &dir);
+        let mtu = mtu::of(config, network, inventory);
+        let files = dnsmasq::texts(config, network, &dir, mtu);
         dnsmasq::steps(&dir, files, found)
     } else {
         dnsmasq::none(&dir, found)

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use super::{bridge, lan, rules};
+use super::{bridge, lan, mtu, rules};
 use crate::config::{Config, Forward, Network, Protocol, overlap};
 use crate::network::inventory::{Inventory, Listener};
 use crate::types::{Family, MacAddr, Name};
@@ -74,6 +74,7 @@ pub(super) fn clashes(config: &Config, networks: &[&Network], inventory: &Invent
                 .or_else(|| taken_name(network, "bridge", bridge::bridge_mac(network), inventory))
                 .or_else(|| taken_port(config, network, inventory, &strangers))
                 .or_else(|| taken_service(network, inventory))
+                .or_else(|| mtu::clash(config, network, inventory))
                 .or_else(|| {
                     // The chosen networks' own bridges may hold an old address until this plan is done.
                     taken_addresses(network, inventory, &|link| bridges.contains(link))

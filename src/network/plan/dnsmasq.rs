@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use super::DEFAULT_MTU;
 use super::step::{Step, files};
 use crate::config::{Config, DnsName, Ipv4, Mode, Network, Prefix, Srv, Text};
 use crate::network::inventory::{Dnsmasq, DnsmasqFiles};
@@ -48,16 +49,16 @@ pub(super) fn none(dir: &Path, found: Option<&Dnsmasq>) -> Vec<Step> {
     found.map(stop).into_iter().collect()
 }
 
-/// The files of `network`, whose directory is `dir`.
-pub(super) fn texts(config: &Config, network: &Network, dir: &Path) -> DnsmasqFiles {
+/// The files of `network`, whose directory is `dir`, with an MTU of that many bytes.
+pub(super) fn texts(config: &Config, network: &Network, dir: &Path, mtu: u32) -> DnsmasqFiles {
     DnsmasqFiles {
-        conf: conf(config, network, dir),
+        conf: conf(config, network, dir, mtu),
         dhcp_hosts: dhcp_hosts(config, network),
         hosts: hosts(config, network),
     }
 }
 
-fn conf(config: &Config, network: &Network, dir: &Path) -> String {
+fn conf(config: &Config, network: &Network, dir: &Path, mtu: u32) -> String {
     let file = |name| dir.join(name).display().to_string();
     let mut lines = vec![
         format!(
@@ -90,7 +91,7 @@ fn conf(config: &Config, network: &Network, dir: &Path) -> String {
     lines.extend(upstream(network));
     lines.extend(records(network));
     if let Some(ipv4) = network.ipv4 {
-        lines.extend(dhcpv4(config, network, ipv4));
+        lines.extend(dhcpv4(config, network, ipv4, mtu));
     }
     if let Some(prefix) = network.ipv6 {
         lines.extend(dhcpv6(config, network, prefix));
@@ -152,7 +153,7 @@ fn most_leases(network: &Network) -> u32 {
     }
 }
 
-fn dhcpv4(config: &Config, network: &Network, ipv4: Ipv4) -> Vec<String> {
+fn dhcpv4(config: &Config, network: &Network, ipv4: Ipv4, mtu: u32) -> Vec<String> {
     let Ipv4 { subnet, dhcp } = ipv4;
     let mask = subnet.net().netmask();
     let lease = lease(network);
@@ -163,7 +164,8 @@ fn dhcpv4(config: &Config, network: &Network, ipv4: Ipv4) -> Vec<String> {
     if !leads_out(config, network, Family::Ipv4) {
         lines.push("dhcp-option=option:router".into()); // none
     }
-    if let Some(mtu) = network.mtu {
+    // Nobody needs to be told what they have anyway.
+    if network.mtu.is_some() || mtu != DEFAULT_MTU {
         lines.push(format!("dhcp-option=option:mtu,{mtu}"));
     }
     lines

@@ -13,6 +13,7 @@ mod forwarding;
 mod lan;
 mod limits;
 mod link_step;
+mod mtu;
 mod obstacles;
 mod rules;
 mod step;
@@ -197,8 +198,4 @@ fn passes(config: &Config, network: &Network, family: Family) -> bool {
     let nets = network.nets(family).into_iter();
     let mut policies = nets.filter_map(|net| Policy::of_net(network, net));
     policies.any(|policy| policy.outbound || policy.inbound) || config.has_forwards(network, family)
-}
-
-fn desired_mtu(network: &Network) -> u32 {
-    network.mtu.map_or(DEFAULT_MTU, u32::from)
 }
