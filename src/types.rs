@@ -552,7 +552,7 @@ pub(crate) use serde_as_text;
 serde_as_text!(MacAddr, IfName, Name);
 
 /// 64-bit FNV-1a: names need a hash that stays the same over releases, which std's does not promise.
-fn fnv1a(text: &str) -> u64 {
+pub fn fnv1a(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })

@@ -2,12 +2,15 @@
 
 use super::problem::suggest;
 use super::reader::{Reader, Section};
+use super::tenant::TenantNet;
 
 /// The host's settings, all of which have a default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostSettings {
     /// Whether frames between the ports of a bridge go through iptables.
     pub bridge_nf_call: BridgeNfCall,
+    /// Where the addresses of tenants' routers are from.
+    pub tenant_net: TenantNet,
 }
 
 /// What becomes of `net.bridge.bridge-nf-call-*`, by which the kernel shows frames between the ports of a bridge to
@@ -38,9 +41,12 @@ pub(super) fn read<'t>(reader: &Reader<'t>, root: &Section<'t>) -> HostSettings 
     let Some(section) = reader.table(root, "host") else {
         return settings;
     };
-    reader.known_keys(&section, &["bridge-nf-call"]);
+    reader.known_keys(&section, &["bridge-nf-call", "tenant-net"]);
+    let remedy = "write it as \"169.254.0.0/17\"";
+    let tenant_net = reader.parsed::<TenantNet>(&section, "tenant-net", remedy);
     HostSettings {
         bridge_nf_call: read_bridge_nf_call(reader, &section).unwrap_or_default(),
+        tenant_net: tenant_net.map(|at| at.value).unwrap_or_default(),
     }
 }
 

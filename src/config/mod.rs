@@ -18,6 +18,7 @@ mod network;
 mod problem;
 mod reader;
 mod route;
+mod tenant;
 mod uplink;
 mod values;
 
@@ -44,6 +45,7 @@ use problem::suggest;
 pub use problem::{Problem, Problems};
 use reader::{At, Reader, Section, line_of};
 pub use route::StaticRoute;
+pub use tenant::TenantNet;
 pub use uplink::{Base, Bond, BondMode, Uplink};
 pub use values::{DhcpRange, Domain, Memory, Prefix, Subnet};
 
@@ -101,7 +103,8 @@ impl Config {
         check_forwards(&reader, &networks, &guests);
         check_links(&reader, &networks, &guests);
         check_uplinks(&reader, &networks);
-        let config = Self {
+        tenant::check(&reader, host.tenant_net, &networks);
+        let mut config = Self {
             host,
             networks: valid(networks, |network| network.value),
             guests: valid(guests, |guest| guest.value),
@@ -110,7 +113,10 @@ impl Config {
         };
         match reader.into_problems(file) {
             Some(problems) => Err(problems),
-            None => Ok(config),
+            None => {
+                tenant::add_routers(&mut config);
+                Ok(config)
+            }
         }
     }
 
@@ -169,7 +175,7 @@ impl Config {
         targets.any(|ip| Family::of(ip) == family)
     }
 
-    /// The networks that a person meant by `names`: all, if they named none.
+    /// The networks that a person meant by `names`: all, if they named none. A tenant's network brings its router's.
     ///
     /// # Errors
     /// One of them is not in the file.
@@ -177,10 +183,9 @@ impl Config {
         if names.is_empty() {
             return Ok(self.networks.keys().cloned().collect());
         }
-        names
-            .iter()
-            .map(|name| Ok(self.network(name)?.name.clone()))
-            .collect()
+        let names = names.iter();
+        let known = names.map(|name| Ok(self.network(name)?.name.clone()));
+        Ok(self.with_routers(known.collect::<Result<_, _>>()?))
     }
 
     fn unknown<'a>(
@@ -304,6 +309,12 @@ fn claims<'a>(read: &'a Read<'_, Network>) -> impl Iterator<Item = Claim<'a>> {
 }
 
 impl Claim<'_> {
+    /// Whether anybody has a way to both: a tenant's router to what is the tenant's, the host to the others.
+    fn meets(&self, other: &Self) -> bool {
+        let shows = [self, other].map(|it| it.network.shows_the_host(it.net));
+        self.network.tenant == other.network.tenant || shows == [true, true]
+    }
+
     /// Why it can't be beside an earlier one, if so. Of a network's routes one may go a part of the way of another.
     fn refusal(&self, first: &Self) -> Option<(String, &'static str)> {
         let (net, with) = (self.net, first.net);
@@ -312,6 +323,9 @@ impl Claim<'_> {
             let same = net == with && self.metric == first.metric;
             let cause = format!("the way to {net} is that of {} already", first.place);
             return same.then_some((cause, "leave one out, or give it another metric"));
+        }
+        if !self.meets(first) {
+            return None;
         }
         let cause = format!("{net} overlaps {with} of networks.{}", first.network.name);
         overlap(net, with).then_some((cause, "give each network addresses of its own"))

@@ -11,6 +11,7 @@ use super::forward::Forward;
 use super::problem::suggest;
 use super::reader::{At, Reader, Section};
 use super::route::{self, StaticRoute};
+use super::tenant;
 use super::uplink::{self, Uplink};
 use super::values::{DhcpRange, Domain, Prefix, Subnet};
 use super::{Read, ReadMap, parse_each, section_name};
@@ -27,6 +28,8 @@ pub struct Network {
     pub name: Name,
     /// How it meets the world.
     pub mode: Mode,
+    /// Whose it is, if its gateway is not the host itself but a router of that tenant's.
+    pub tenant: Option<Name>,
     /// Its IPv4 addresses.
     pub ipv4: Option<Ipv4>,
     /// Its IPv6 addresses.
@@ -158,9 +161,22 @@ impl Network {
         self.routes.iter().chain(&self.singles)
     }
 
-    /// Whether ringtap gives the host addresses on it, and serves it.
+    /// Whether ringtap gives the host addresses on it.
     pub fn has_host(&self) -> bool {
         self.mode.has_host()
+    }
+
+    /// Whether ringtap serves DHCP and DNS on it.
+    pub fn has_services(&self) -> bool {
+        self.has_host() && self.router_of().is_none()
+    }
+
+    /// The tenant whose router is all that is on it, if it is such a network.
+    pub fn router_of(&self) -> Option<&Name> {
+        match &self.mode {
+            Mode::Router { tenant } => Some(tenant),
+            _ => None,
+        }
     }
 
     /// The host's own addresses on it.
@@ -193,6 +209,11 @@ pub enum Mode {
     Bridge {
         /// Whose it is.
         bridge: LanBridge,
+    },
+    /// Nobody is on it but the router of a tenant: not for a file to say, but of every tenant in it.
+    Router {
+        /// The tenant.
+        tenant: Name,
     },
     /// Guests are peers on the LAN, by macvtaps on an uplink.
     Macvtap {
@@ -274,6 +295,7 @@ pub(super) fn read_all<'t>(reader: &Reader<'t>, root: &Section<'t>) -> ReadMap<'
 fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Read<'t, Network> {
     let known = [
         "mode",
+        "tenant",
         "subnet",
         "ipv6",
         "dhcp",
@@ -300,6 +322,7 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
     ];
     reader.known_keys(&section, &known);
     let mode = read_mode(reader, &section);
+    let tenant = tenant::read(reader, &section, mode.as_ref());
     let subnet = read_net::<Subnet>(reader, &section, "subnet", "192.168.100.0/24");
     let prefix = read_net::<Prefix>(reader, &section, "ipv6", "fd00:100::/64");
     let served = mode.as_ref().is_none_or(Mode::has_host);
@@ -357,6 +380,7 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
         let (range, dhcp) = dhcp?;
         Some(Network {
             mode: mode?,
+            tenant: tenant?,
             ipv4: subnet.map(|subnet| Ipv4 {
                 subnet,
                 dhcp: range.unwrap_or_else(|| subnet.guests()),

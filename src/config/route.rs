@@ -82,7 +82,7 @@ impl FromStr for StaticRoute {
                 to.trunc()
             ));
         }
-        if !is_for_hosts(to) {
+        if !is_everywhere(to) && !is_for_hosts(to) {
             return Err(format!("{to} is not a range that hosts can have"));
         }
         let metric = match metric {
@@ -97,14 +97,18 @@ impl FromStr for StaticRoute {
     }
 }
 
-/// Neither everywhere, which is for the host's own default route, nor what is no single machine's.
+fn is_everywhere(net: IpNet) -> bool {
+    net.prefix_len() == 0
+}
+
+/// Nothing that is no single machine's.
 fn is_for_hosts(net: IpNet) -> bool {
     let (first, last) = (net.network(), net.broadcast());
     let reserved = |ip: IpAddr| match ip {
         IpAddr::V4(ip) => ip.octets()[0] == 0 || ip.is_loopback() || ip.octets()[0] >= 224,
         IpAddr::V6(ip) => ip.octets()[0] == 0 || ip.is_unicast_link_local() || ip.is_multicast(),
     };
-    net.prefix_len() > 0 && !reserved(first) && !reserved(last)
+    !reserved(first) && !reserved(last)
 }
 
 impl fmt::Display for StaticRoute {
@@ -125,6 +129,10 @@ pub(super) fn check(reader: &Reader<'_>, section: &Section<'_>, network: &Networ
     for (index, route) in network.routes.iter().enumerate() {
         let refused = route.via.map(|via| refusal(network, via));
         let (cause, remedy) = match (network.prefix(route.family()), refused) {
+            _ if is_everywhere(route.to) => (
+                format!("the way to {} is the host's own", route.to),
+                "write what is behind the machine",
+            ),
             (_, None) => (
                 format!("`{route}` leads over no machine"),
                 "write it as \"10.9.0.0/16 via 192.168.100.5\", or give a NIC the address",
@@ -190,10 +198,8 @@ mod tests {
             "10.9.0.0/16 via 10.1.0.5 metric",
             "10.9.0.0/16 via 10.1.0.5 metric -1",
             "fd00:9::/48 via fd00::5 metric 0",
-            "0.0.0.0/0 via 10.1.0.5",
             "0.0.0.0/1 via 10.1.0.5",
             "128.0.0.0/1 via 10.1.0.5",
-            "::/0 via fd00::5",
             "127.0.0.0/8 via 10.1.0.5",
             "224.0.0.0/4 via 10.1.0.5",
             "fe80::/64 via fd00::5",

@@ -14,8 +14,9 @@ use crate::backend::{BackendArgs, Endpoint, HostLink, StatsAddr};
 use crate::config::{Guest, Mode, Network};
 use crate::network;
 use crate::network::apply::netlink::NetlinkError;
+use crate::network::port::beside;
 use crate::tap::{Tap, TapError};
-use crate::types::{IfName, Mtu};
+use crate::types::{IfName, Mtu, Name};
 
 /// How long a backend may take until front-ends can connect.
 const READY_LIMIT: Duration = Duration::from_secs(10);
@@ -32,6 +33,9 @@ pub enum NicError {
     /// Its tap can't be plugged into the bridge.
     #[error(transparent)]
     Port(#[from] NetlinkError),
+    /// The namespace of the network's tenant can't be entered.
+    #[error("the network namespace of the tenant can't be entered (which needs CAP_SYS_ADMIN)")]
+    Namespace(#[source] io::Error),
     /// Its backend can't be started.
     #[error("the backend can't be started")]
     Spawn(#[source] io::Error),
@@ -61,12 +65,23 @@ pub fn stats_socket(dir: &Path, index: usize) -> PathBuf {
 
 /// A tap that is deleted when this value is dropped.
 #[derive(Debug)]
-struct Port(IfName);
+struct Port {
+    tap: IfName,
+    /// The tenant in whose namespace it is, if it is one's.
+    tenant: Option<Name>,
+}
+
+impl Port {
+    fn delete(&self) -> Result<(), NicError> {
+        let delete = || network::port::delete(&self.tap);
+        Ok(beside(self.tenant.as_ref(), delete).map_err(NicError::Namespace)??)
+    }
+}
 
 impl Drop for Port {
     fn drop(&mut self) {
-        if let Err(error) = network::port::delete(&self.0) {
-            tracing::warn!("tap {} stays: {error}", self.0);
+        if let Err(error) = self.delete() {
+            tracing::warn!("tap {} stays: {error}", self.tap);
         }
     }
 }
@@ -93,6 +108,17 @@ impl HostNic {
         network: &Network,
         dir: &Path,
     ) -> Result<Self, NicError> {
+        let start = || Self::start_here(guest, index, network, dir);
+        beside(network.tenant.as_ref(), start).map_err(NicError::Namespace)?
+    }
+
+    /// As [`HostNic::start`], where the network's bridge is.
+    fn start_here(
+        guest: &Guest,
+        index: usize,
+        network: &Network,
+        dir: &Path,
+    ) -> Result<Self, NicError> {
         let nic = &guest.nics[index];
         let tap = guest.tap(index);
         let link = match network.mode {
@@ -102,7 +128,10 @@ impl HostNic {
                 HostLink::Tap(tap.clone())
             }
         };
-        let port = Port(tap.clone());
+        let port = Port {
+            tap: tap.clone(),
+            tenant: network.tenant.clone(),
+        };
         let mtu = network::port::attach(&tap, nic, network)?;
         let socket = dir.join(format!("nic{index}.sock"));
         let args = BackendArgs {
@@ -141,7 +170,7 @@ impl HostNic {
 
     /// The tap, for messages.
     pub fn tap(&self) -> &IfName {
-        &self.port.0
+        &self.port.tap
     }
 
     /// What the backend said last.
@@ -154,7 +183,8 @@ impl HostNic {
     /// # Errors
     /// Where the process can't be started.
     pub fn restart(&mut self) -> Result<(), NicError> {
-        self.backend = spawn(&self.args, &self.log, None)?;
+        let spawn = || spawn(&self.args, &self.log, None);
+        self.backend = beside(self.port.tenant.as_ref(), spawn).map_err(NicError::Namespace)??;
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 //! as `iptables -S` lists them, where ringtap's own rules can be told by their comments.
 //!
 //! iptables is asked only where it has something to say, which shows in nft's ruleset, or for its legacy kind in
-//! `/proc/net/ip_tables_names`: to list a table that is not there would make it.
+//! `ip_tables_names`: to list a table that is not there would make it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -59,8 +59,8 @@ fn matters(chain: &Chain) -> bool {
 /// Whether the kernel has a table that `program` filters by.
 fn has_legacy(program: Iptables) -> bool {
     let names = match program.family() {
-        Family::Ipv4 => "/proc/net/ip_tables_names",
-        Family::Ipv6 => "/proc/net/ip6_tables_names",
+        Family::Ipv4 => "/proc/thread-self/net/ip_tables_names",
+        Family::Ipv6 => "/proc/thread-self/net/ip6_tables_names",
     };
     let names = fs::read_to_string(names).unwrap_or_default();
     names.lines().any(|name| name == FILTER)

@@ -29,6 +29,9 @@ pub fn link_key(family: Family, link: &str, name: &str) -> String {
     format!("net.{family}.conf.{}.{name}", link.replace('.', "/"))
 }
 
+/// Where the servers are named that the host asks for names (resolv.conf(5)).
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
+
 /// The sysctl of how many instances of inotify a user may have.
 pub const INOTIFY_INSTANCES: &str = "fs.inotify.max_user_instances";
 
@@ -63,9 +66,61 @@ pub struct Inventory {
     /// What ringtap has there already, by network.
     #[serde(default)]
     pub networks: BTreeMap<Name, Held>,
+    /// The file that names servers for names which others than the host itself can ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolv_conf: Option<PathBuf>,
+    /// The names of network namespaces.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub namespaces: BTreeSet<String>,
+    /// What the namespaces of tenants have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tenants: BTreeMap<Name, Inventory>,
 }
 
 impl Inventory {
+    /// What ringtap has of each network, those of tenants included.
+    pub fn all_held(&self) -> impl Iterator<Item = (&Name, &Held)> {
+        let of_tenants = self.tenants.values().flat_map(|it| &it.networks);
+        self.networks.iter().chain(of_tenants)
+    }
+
+    /// What ringtap has of network `name`, whosever it is.
+    pub fn held(&self, name: &Name) -> Option<&Held> {
+        self.all_held()
+            .find_map(|(its, held)| (its == name).then_some(held))
+    }
+
+    /// As it is once link `name` is gone.
+    pub fn without(&self, name: &IfName) -> Self {
+        let mut rest = self.clone();
+        rest.links.retain(|link| link.name != name.as_str());
+        rest.routes
+            .retain(|route| route.link.as_deref() != Some(name.as_str()));
+        for family in Family::BOTH {
+            let of_link = link_key(family, name.as_str(), "");
+            rest.sysctls.retain(|key, _| !key.starts_with(&of_link));
+        }
+        rest
+    }
+
+    /// Whose network `name` is, as ringtap has it: no tenant's where it is the host's own, and none where it is not up.
+    pub fn tenant_of(&self, name: &Name) -> Option<Option<&Name>> {
+        let here = self.networks.contains_key(name).then_some(None);
+        let mut tenants = self.tenants.iter();
+        here.or_else(|| {
+            let tenant = tenants.find(|(_, it)| it.networks.contains_key(name));
+            tenant.map(|(tenant, _)| Some(tenant))
+        })
+    }
+
+    /// The links beside those of a network of `tenant`.
+    pub fn links_of(&self, tenant: Option<&Name>) -> &[Link] {
+        match tenant {
+            None => &self.links,
+            Some(tenant) => self.tenants.get(tenant).map_or(&[], |it| &it.links),
+        }
+    }
+
     /// The routes over link `name` that somebody made.
     pub fn routes_over(&self, name: &str) -> Vec<Route> {
         let routes = self.routes.iter();
@@ -152,6 +207,29 @@ pub struct Link {
     /// Whether a router advertisement that came in here gave the host a default route.
     #[serde(default, skip_serializing_if = "is_false")]
     pub by_ra: bool,
+}
+
+impl Link {
+    /// One that nobody has done anything to, with an MTU of that many bytes.
+    pub fn new(name: &str, mtu: u32) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind: None,
+            mac: None,
+            mtu,
+            up: false,
+            master: None,
+            vlan: None,
+            vlan_filtering: false,
+            vlans: BTreeSet::new(),
+            proxies: BTreeSet::new(),
+            wireless: false,
+            addresses: Vec::new(),
+            leased: false,
+            default_route: false,
+            by_ra: false,
+        }
+    }
 }
 
 fn is_false(truth: &bool) -> bool {

@@ -20,7 +20,7 @@ use thiserror::Error;
 
 use super::confirm;
 use super::plan::{LinkStep, Owner, Planned, Step};
-use crate::config::StaticRoute;
+use crate::config::{Network, StaticRoute, Uplink};
 use crate::types::{IfName, Name};
 
 const JOURNAL: &str = "state.json";
@@ -67,6 +67,12 @@ pub struct Record {
     /// The links of the journal that it leaves by.
     #[serde(default)]
     pub links: BTreeSet<IfName>,
+    /// The tenant whose it is, in whose namespace it is.
+    #[serde(default)]
+    pub tenant: Option<Name>,
+    /// The tenant whose router is on it: it goes with the last of the tenant's networks.
+    #[serde(default)]
+    pub router_of: Option<Name>,
     /// Whether it is up for guests alone, and goes with the last of them; `up` makes it stay.
     #[serde(default)]
     pub for_guests: bool,
@@ -155,16 +161,49 @@ impl Journal {
         nothing_made && self.shared.is_empty() && self.pending.is_none()
     }
 
-    /// Notes that network `name`, which is about to come up, leaves by `links`.
-    pub fn leaves_by(&mut self, name: &Name, links: Vec<IfName>) {
-        let record = self.networks.entry(name.clone()).or_default();
+    /// Notes by what links `network`, which is about to come up, leaves, and whose it is.
+    pub fn comes_up(&mut self, network: &Network) {
+        let links = network.uplink().map(Uplink::made).unwrap_or_default();
+        let record = self.networks.entry(network.name.clone()).or_default();
         record.links = links.into_iter().collect();
+        record.tenant = network.tenant.clone();
+        record.router_of = network.router_of().cloned();
+    }
+
+    /// The tenant in whose namespace the steps for `owner` are done, if it is one's.
+    pub fn tenant_of(&self, owner: &Owner) -> Option<&Name> {
+        match owner {
+            Owner::Network(name) => self.networks.get(name)?.tenant.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The tenants that there are, or once were about to be.
+    pub fn tenants(&self) -> BTreeSet<&Name> {
+        let networks = self.networks.values();
+        networks
+            .filter_map(|record| record.tenant.as_ref().or(record.router_of.as_ref()))
+            .collect()
+    }
+
+    /// The tenant whose router is on network `name`, if that is its network.
+    pub fn router_on(&self, name: &Name) -> Option<&Name> {
+        self.networks.get(name)?.router_of.as_ref()
+    }
+
+    /// The networks of `tenant`, its router's aside.
+    pub fn networks_of(&self, tenant: &Name) -> impl Iterator<Item = &Name> {
+        let networks = self.networks.iter();
+        let of_tenant = networks.filter(move |(_, it)| it.tenant.as_ref() == Some(tenant));
+        of_tenant.map(|(name, _)| name)
     }
 
     /// Notes what will take `steps` back.
     pub fn ahead(&mut self, steps: &[Planned]) {
-        for Planned { owner, step } in steps {
-            let list = self.teardown_of(owner);
+        for Planned { owner, step, .. } in steps {
+            let Some(list) = self.teardown_of(owner) else {
+                continue;
+            };
             // Of what takes something back, nothing is to be taken back.
             if list.contains(step) {
                 continue;
@@ -184,20 +223,24 @@ impl Journal {
     /// Notes that `steps` are done, `all` of which are or will be: they are not to be done again by `down`, unless to take
     /// another of them back, such as the stop of a server that is then started anew.
     pub fn done(&mut self, steps: &[Planned], all: &[Planned]) {
-        for Planned { owner, step } in steps {
+        for Planned { owner, step, .. } in steps {
             let mut others = all.iter().filter(|other| other.owner == *owner);
             if !others.any(|other| other.step.teardown().contains(step)) {
-                self.teardown_of(owner).retain(|old| old != step);
+                if let Some(list) = self.teardown_of(owner) {
+                    list.retain(|old| old != step);
+                }
             }
         }
     }
 
-    fn teardown_of(&mut self, owner: &Owner) -> &mut Vec<Step> {
-        match owner {
+    /// What is to be taken back for `owner`: nothing of what goes with a namespace.
+    fn teardown_of(&mut self, owner: &Owner) -> Option<&mut Vec<Step>> {
+        Some(match owner {
             Owner::Host => &mut self.shared,
             Owner::Link(name) => self.links.entry(name.clone()).or_default(),
             Owner::Network(name) => &mut self.networks.entry(name.clone()).or_default().teardown,
-        }
+            Owner::Tenant(_) => return None,
+        })
     }
 
     /// All that is to be taken back, by owner.
@@ -214,8 +257,9 @@ impl Journal {
 
     /// Notes that of `those`, which `owner` had to take back, no more is left than `steps`, as far as they are still there.
     pub fn leave(&mut self, owner: &Owner, those: &[Step], steps: &[Step]) {
-        let list = self.teardown_of(owner);
-        list.retain(|step| !those.contains(step) || steps.contains(step));
+        if let Some(list) = self.teardown_of(owner) {
+            list.retain(|step| !those.contains(step) || steps.contains(step));
+        }
         self.forget_the_gone();
     }
 

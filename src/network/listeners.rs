@@ -1,4 +1,4 @@
-//! What listens on the host: `/proc/net/tcp`, `udp` and their IPv6 sisters (proc(5)). A port forward would take such a port
+//! What listens on the host: `/proc/thread-self/net/tcp`, `udp` and their IPv6 sisters (proc(5)). A port forward would take such a port
 //! over, and with it perhaps the way by which its admin came.
 
 use std::collections::BTreeSet;
@@ -32,7 +32,7 @@ pub fn listeners() -> io::Result<Vec<Listener>> {
         ("udp", Protocol::Udp),
         ("udp6", Protocol::Udp),
     ] {
-        let text = match fs::read_to_string(format!("/proc/net/{file}")) {
+        let text = match fs::read_to_string(format!("/proc/thread-self/net/{file}")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // no IPv6
             text => text?,
         };

@@ -22,6 +22,7 @@ pub mod journal;
 mod leases;
 mod listeners;
 mod mended;
+mod netns;
 pub mod observe;
 mod origin;
 pub mod plan;
@@ -33,6 +34,7 @@ mod script;
 mod status;
 mod watch;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as StdError;
 use std::fs;
@@ -43,7 +45,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::cli::{HostArgs, NetworkArgs, ReportArgs, UpArgs};
-use crate::config::{Config, Problems, Uplink};
+use crate::config::{Config, Problems};
 use crate::programs::{DNSMASQ, NFT, ToolError, require};
 use crate::report::{print_json, say, say_in_colour};
 use crate::types::{IfName, Name};
@@ -53,7 +55,7 @@ use inventory::Inventory;
 use journal::{Journal, Record, RunDir, RunDirError};
 use mended::By;
 use observe::{ObserveError, observe};
-use plan::{Clashes, Planned, Remark};
+use plan::{Clashes, Owner, Planned, Remark};
 
 pub use confirm::{confirm, take_back_unconfirmed};
 pub use leases::leases;
@@ -291,8 +293,7 @@ fn change(
 ) -> Result<(), Error> {
     let steps = plan::plan(config, names, inventory)?;
     for network in names.iter().filter_map(|name| config.networks.get(name)) {
-        let links = network.uplink().map(Uplink::made).unwrap_or_default();
-        run_dir.journal.leaves_by(&network.name, links);
+        run_dir.journal.comes_up(network);
     }
     apply::up(run_dir, netlink, &steps)?;
     mended::keep(run_dir.path(), by, &drift(config, names, inventory))?;
@@ -311,13 +312,11 @@ fn drift(
     names: &BTreeSet<Name>,
     inventory: &Inventory,
 ) -> BTreeMap<Name, Vec<String>> {
-    let up = names
-        .iter()
-        .filter(|name| inventory.networks.contains_key(*name));
+    let up = names.iter().filter(|name| inventory.held(name).is_some());
     let steps = up.map(|name| {
         let alone = plan::plan(config, &[name.clone()].into(), inventory);
         let steps = alone.unwrap_or_default();
-        let lines = steps.iter().map(|planned| planned.step.line()).collect();
+        let lines = steps.iter().map(Planned::line).collect();
         (name.clone(), lines)
     });
     steps
@@ -345,7 +344,11 @@ pub fn down(args: &NetworkArgs) -> Result<(), Error> {
 
 fn take_down(run_dir: &mut RunDir, netlink: &Netlink, args: &NetworkArgs) -> Result<(), Error> {
     let journal = &run_dir.journal;
-    let meant = |name: &&Name| args.names.is_empty() || args.names.contains(name);
+    let named = args.names.iter();
+    let routers = named.filter_map(|name| journal.router_on(name));
+    let behind: Vec<&Name> = routers.flat_map(|it| journal.networks_of(it)).collect();
+    let meant =
+        |name: &&Name| args.names.is_empty() || args.names.contains(name) || behind.contains(name);
     let names: Vec<Name> = journal.networks.keys().filter(meant).cloned().collect();
     // Without a network, what they shared may still be left of a `down` that failed.
     if names.is_empty() && (journal.is_empty() || !journal.networks.is_empty()) {
@@ -376,9 +379,9 @@ fn nothing_to_take_back(args: &NetworkArgs, journal: &Journal) -> Result<(), Err
 }
 
 fn refuse_in_use(journal: &Journal, netlink: &Netlink, names: &[Name]) -> Result<(), Error> {
-    let of_bridges = observe::ports(netlink)?;
+    let mut of_bridges = PortsByPlace::new(netlink);
     for name in names {
-        let ports = ports(journal, &of_bridges, name);
+        let ports = ports(journal, of_bridges.beside(journal, name)?, name);
         if !ports.is_empty() {
             return Err(Error::InUse {
                 network: name.clone(),
@@ -387,6 +390,37 @@ fn refuse_in_use(journal: &Journal, netlink: &Netlink, names: &[Name]) -> Result
         }
     }
     Ok(())
+}
+
+/// The ports of the bridges on the host and in namespaces of tenants, each looked up once.
+struct PortsByPlace<'a> {
+    netlink: &'a Netlink,
+    known: BTreeMap<Option<Name>, BTreeMap<String, Vec<String>>>,
+}
+
+impl<'a> PortsByPlace<'a> {
+    fn new(netlink: &'a Netlink) -> Self {
+        Self {
+            netlink,
+            known: BTreeMap::new(),
+        }
+    }
+
+    /// The ports of each bridge where network `name` is.
+    fn beside(
+        &mut self,
+        journal: &Journal,
+        name: &Name,
+    ) -> Result<&BTreeMap<String, Vec<String>>, Error> {
+        let tenant = journal.tenant_of(&Owner::Network(name.clone())).cloned();
+        Ok(match self.known.entry(tenant.clone()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(match &tenant {
+                None => observe::ports(self.netlink)?,
+                Some(tenant) => observe::ports_within(tenant)?,
+            }),
+        })
+    }
 }
 
 /// The links on the bridge that ringtap made for the network, of those on every bridge, its uplink aside.
@@ -425,7 +459,7 @@ struct Described {
 impl Described {
     fn new(planned: &Planned) -> Self {
         Self {
-            command: planned.step.to_string(),
+            command: planned.to_string(),
             planned: planned.clone(),
         }
     }

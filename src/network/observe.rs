@@ -4,9 +4,9 @@
 //! `iptables` too, processes from `/proc`. What ringtap made is what its journal says, as far as the host confirms it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
@@ -25,10 +25,10 @@ use thiserror::Error;
 
 use super::apply::netlink::{Netlink, NetlinkError};
 use super::apply::{dnsmasq, nft, sysctl};
-use super::inventory::{BRIDGE_NF_CALL, Dnsmasq, Held, Inventory, Link, Route, Table};
+use super::inventory::{BRIDGE_NF_CALL, Dnsmasq, Held, Inventory, Link, RESOLV_CONF, Route, Table};
 use super::journal::{Journal, Record};
-use super::plan::{files, network_dir, table_name};
-use super::{chains, listeners};
+use super::plan::{NAMESPACE_PREFIX, files, namespace, network_dir, table_name};
+use super::{chains, listeners, netns};
 use crate::programs::ToolError;
 use crate::types::{Family, IfName, MacAddr, Name, VlanId};
 
@@ -41,6 +41,17 @@ pub enum ObserveError {
     /// Tables.
     #[error("cannot look at the host's nftables")]
     Tables(#[from] ToolError),
+    /// Tenants.
+    #[error("cannot look into network namespace {name} (which needs CAP_SYS_ADMIN)")]
+    Namespace {
+        /// Its name.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Namespaces.
+    #[error("cannot read the names of network namespaces")]
+    Namespaces(#[source] io::Error),
     /// Servers.
     #[error("cannot read who listens from /proc/net")]
     Listeners(#[source] io::Error),
@@ -58,6 +69,32 @@ pub fn observe(
     run_dir: &Path,
     journal: &Journal,
 ) -> Result<Inventory, ObserveError> {
+    let mut host = observe_here(netlink, run_dir, journal, None)?;
+    host.namespaces = netns::names().map_err(ObserveError::Namespaces)?;
+    host.namespaces
+        .retain(|name| name.starts_with(NAMESPACE_PREFIX));
+    for tenant in journal.tenants() {
+        let name = namespace(tenant);
+        let inventory = netns::within(&name, || {
+            observe_here(&Netlink::open()?, run_dir, journal, Some(tenant))
+        });
+        let inventory = inventory.map_err(|source| ObserveError::Namespace { name, source })?;
+        host.tenants.insert(tenant.clone(), inventory?);
+    }
+    Ok(host)
+}
+
+/// What there is in the network namespace of this thread, which is that of `tenant` or the host's.
+fn observe_here(
+    netlink: &Netlink,
+    run_dir: &Path,
+    journal: &Journal,
+    tenant: Option<&Name>,
+) -> Result<Inventory, ObserveError> {
+    let records = || {
+        let all = journal.networks.iter();
+        all.filter(|(_, record)| record.tenant.as_ref() == tenant)
+    };
     let (mut links, names) = links(netlink)?;
     let routes = routes(netlink)?;
     for link in &mut links {
@@ -69,35 +106,36 @@ pub fn observe(
     }
     let ruleset = nft::ruleset()?;
     let listings = nft::listings(&ruleset);
-    let networks = journal
-        .networks
-        .iter()
+    let networks = records()
         .map(|(name, record)| (name.clone(), held(run_dir, name, record, &listings)))
         .collect();
+    let own_links = records().filter_map(|(_, record)| record.own_link());
+    let own_links: Vec<&IfName> = own_links.chain(journal.links.keys()).collect();
     Ok(Inventory {
         run_dir: run_dir.to_owned(),
-        sysctls: sysctls(&links, journal).map_err(ObserveError::Sysctls)?,
+        sysctls: sysctls(&links, &own_links).map_err(ObserveError::Sysctls)?,
         links,
         routes: worth_knowing(&routes, &names),
         listeners: listeners::listeners().map_err(ObserveError::Listeners)?,
         shared_links: journal.links.keys().cloned().collect(),
         chains: chains::chains(&ruleset),
         networks,
+        resolv_conf: resolv_conf(),
+        namespaces: BTreeSet::new(),
+        tenants: BTreeMap::new(),
     })
 }
 
 /// Forwarding, limits, whether bridged frames are shown to iptables, and what is done by itself on ringtap's bridges and on links that may become a part of one.
-fn sysctls(links: &[Link], journal: &Journal) -> io::Result<BTreeMap<String, String>> {
+fn sysctls(links: &[Link], own_links: &[&IfName]) -> io::Result<BTreeMap<String, String>> {
     let mut values = sysctl::forwarding(Family::Ipv4)?;
     values.append(&mut sysctl::forwarding(Family::Ipv6)?);
     values.append(&mut sysctl::limits()?);
     values.append(&mut sysctl::values(BRIDGE_NF_CALL.map(str::to_owned))?);
-    let bridges = journal.networks.values().filter_map(Record::own_link);
-    let shared = journal.links.keys();
     let alone = links.iter().filter(|link| link.master.is_none());
-    let names: BTreeSet<&str> = bridges
-        .chain(shared)
-        .map(IfName::as_str)
+    let names: BTreeSet<&str> = own_links
+        .iter()
+        .map(|link| link.as_str())
         .chain(alone.map(|link| link.name.as_str()))
         .filter(|name| *name != "lo")
         .collect();
@@ -120,6 +158,17 @@ pub fn ports(netlink: &Netlink) -> Result<BTreeMap<String, Vec<String>>, Netlink
     Ok(ports)
 }
 
+/// As [`ports`], in the namespace of `tenant`.
+///
+/// # Errors
+/// The kernel can't be asked.
+pub fn ports_within(tenant: &Name) -> Result<BTreeMap<String, Vec<String>>, ObserveError> {
+    let name = namespace(tenant);
+    let ports = netns::within(&name, || ports(&Netlink::open()?));
+    let ports = ports.map_err(|source| ObserveError::Namespace { name, source })?;
+    Ok(ports?)
+}
+
 fn held(run_dir: &Path, name: &Name, record: &Record, listings: &BTreeMap<String, String>) -> Held {
     let dir = network_dir(run_dir, name);
     let listed = listings.get(&table_name(name));
@@ -135,9 +184,30 @@ fn held(run_dir: &Path, name: &Name, record: &Record, listings: &BTreeMap<String
         }),
         dnsmasq: dnsmasq::running(&dir).map(|process| Dnsmasq {
             pid: process.pid,
-            files: dnsmasq::served(&dir),
+            // One in a namespace that is gone serves nobody.
+            files: dnsmasq::served(&dir).filter(|_| netns::has(process.pid)),
         }),
     }
+}
+
+/// What systemd-resolved, which is on the host's loopback, knows of servers itself (systemd-resolved.service(8)).
+const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
+
+/// The file that names a server which a tenant's router can ask.
+fn resolv_conf() -> Option<PathBuf> {
+    let files = [RESOLV_CONF, RESOLVED].into_iter();
+    let mut files =
+        files.filter(|path| fs::read_to_string(path).is_ok_and(|it| names_a_server(&it)));
+    files.next().map(PathBuf::from)
+}
+
+/// Whether `resolv_conf` names one beyond the host (resolv.conf(5)).
+fn names_a_server(resolv_conf: &str) -> bool {
+    let mut servers = resolv_conf
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("nameserver"))
+        .filter_map(|address| address.trim().parse::<IpAddr>().ok());
+    servers.any(|address| !address.is_loopback())
 }
 
 type LinkNames = BTreeMap<u32, String>;

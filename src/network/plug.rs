@@ -10,13 +10,12 @@ use std::fs::File;
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::apply::{self, netlink::Netlink};
+use super::apply;
 use super::inventory::Inventory;
 use super::journal::{RunDir, RunDirError};
 use super::mended::By;
-use super::observe;
 use super::plan::{Planned, network_dir};
-use super::{Error, confirm, make_so, ports, records_of, with_run_dir};
+use super::{Error, PortsByPlace, confirm, make_so, ports, records_of, with_run_dir};
 use crate::cli::HostArgs;
 use crate::config::Config;
 use crate::types::Name;
@@ -40,6 +39,7 @@ pub fn plug(host: &HostArgs, config: &Config, names: &BTreeSet<Name>) -> Result<
     if names.is_empty() {
         return Ok(plugged(Vec::new()));
     }
+    let names = &config.with_routers(names.clone());
     with_run_dir(host, |run_dir, netlink| {
         let down: BTreeSet<_> = names
             .iter()
@@ -73,9 +73,10 @@ impl Plugged {
         }
         with_run_dir(&self.host, |run_dir, netlink| {
             let mut unused = Vec::new();
+            let mut of_bridges = PortsByPlace::new(netlink);
             for (name, own) in locks {
                 drop(own);
-                if is_unused(run_dir, netlink, &name)? {
+                if is_unused(run_dir, &mut of_bridges, &name)? {
                     unused.push(name);
                 }
             }
@@ -96,14 +97,18 @@ impl Drop for Plugged {
 }
 
 /// Whether the network is up for guests, and there are none.
-fn is_unused(run_dir: &RunDir, netlink: &Netlink, name: &Name) -> Result<bool, Error> {
+fn is_unused(
+    run_dir: &RunDir,
+    of_bridges: &mut PortsByPlace<'_>,
+    name: &Name,
+) -> Result<bool, Error> {
     let record = run_dir.journal.networks.get(name);
     if !record.is_some_and(|record| record.for_guests) {
         return Ok(false);
     }
     let alone = lock(run_dir, name, FlockArg::LockExclusiveNonblock).is_ok();
-    let of_bridges = observe::ports(netlink)?;
-    Ok(alone && ports(&run_dir.journal, &of_bridges, name).is_empty())
+    let of_bridges = of_bridges.beside(&run_dir.journal, name)?;
+    Ok(alone && ports(&run_dir.journal, of_bridges, name).is_empty())
 }
 
 fn lock(run_dir: &RunDir, name: &Name, how: FlockArg) -> Result<Flock<File>, RunDirError> {

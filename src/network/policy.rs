@@ -39,6 +39,8 @@ impl Policy {
         Some(match &network.mode {
             Mode::Bridge { .. } | Mode::Macvtap { .. } => return None,
             Mode::Nat { nat66 } => Self::nat(net, *nat66),
+            // What the router translates has the router's own address, and the rest is known beyond.
+            Mode::Router { .. } => Self::nat(net, network.prefix(Family::Ipv6) == Some(net)),
             Mode::Routed | Mode::Open => Self::ROUTED,
             Mode::Isolated { .. } => Self::CLOSED,
         })

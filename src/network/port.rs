@@ -1,8 +1,13 @@
-//! A NIC's link on the host: a tap on the network's bridge, or a macvtap on its uplink.
+//! A NIC's link on the host: a tap on the network's bridge, or a macvtap on its uplink. Those of a tenant's network are in the
+//! tenant's namespace, and so is who serves them.
+
+use std::io;
 
 use super::apply::netlink::{Netlink, NetlinkError};
+use super::netns;
+use super::plan::namespace;
 use crate::config::{Mode, Network, Nic};
-use crate::types::IfName;
+use crate::types::{IfName, Name};
 
 /// Attaches `nic` to `network` by the link `name`: a tap, which exists, becomes a port of the bridge; a macvtap is made. It
 /// has the MTU of the bridge or uplink as it is, or on a LAN what the file says; it is in its VLANs, is kept from other guests
@@ -32,6 +37,17 @@ pub fn attach(name: &IfName, nic: &Nic, network: &Network) -> Result<u32, Netlin
     }
     netlink.set_up(name)?;
     netlink.mtu(name)
+}
+
+/// What `work` gives where the networks of `tenant` are: in its namespace, or right here for those of none.
+///
+/// # Errors
+/// The namespace can't be entered.
+pub fn beside<T: Send>(tenant: Option<&Name>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    match tenant {
+        Some(tenant) => netns::within(&namespace(tenant), work),
+        None => Ok(work()),
+    }
 }
 
 /// Deletes `link`; that it is absent is fine.

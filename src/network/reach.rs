@@ -46,6 +46,7 @@ pub fn reach(args: &ReportArgs) -> Result<(), Error> {
 
 fn forwards(config: &Config, chosen: &BTreeSet<Name>) -> Vec<String> {
     let networks = chosen.iter().filter_map(|name| config.networks.get(name));
+    let networks = networks.filter(|network| network.router_of().is_none());
     let all = networks.flat_map(|network| &network.forwards);
     all.map(Forward::to_string).collect()
 }
@@ -135,6 +136,9 @@ fn verdict(from: Party<'_>, to: Party<'_>, family: Family) -> Option<Verdict> {
             })
         }
         (Party::Guests(from), Party::Guests(to)) => Some(leaves(from)?.and(enters(to)?)),
+        // Between them and the host is the tenant's router.
+        (Party::Guests(network), Party::Host) if network.tenant.is_some() => leaves(network),
+        (Party::Host, Party::Guests(network)) if network.tenant.is_some() => enters(network),
         (Party::Guests(network), Party::Host) | (Party::Host, Party::Guests(network)) => {
             network.prefix(family)?;
             Some(if network.has_host() {
@@ -209,7 +213,8 @@ struct Cell {
 impl<'a> Matrix<'a> {
     fn of(config: &'a Config, chosen: &BTreeSet<Name>, family: Family) -> Self {
         let networks = chosen.iter().filter_map(|name| config.networks.get(name));
-        let parties: Vec<Party<'a>> = networks
+        let with_guests = networks.filter(|network| network.router_of().is_none());
+        let parties: Vec<Party<'a>> = with_guests
             .map(Party::Guests)
             .chain([Party::Host, Party::Outside])
             .collect();

@@ -24,7 +24,7 @@ pub(super) fn styled(remarks: &[Remark], steps: &[Planned]) -> String {
             text.push_str(&lines(&of, REMARK));
             heading = of;
         }
-        text.push_str(&lines(&planned.step, style_of(planned.step.effect())));
+        text.push_str(&lines(planned, style_of(planned.step.effect())));
     }
     text
 }
@@ -57,6 +57,7 @@ mod tests {
     fn what_comes_and_goes_is_told_by_colour_and_the_text_stays_the_same() {
         let of_network = |step: LinkStep| Planned {
             owner: Owner::Network("a".parse().unwrap()),
+            tenant: None,
             step: step.into(),
         };
         let link = || "rt-a".parse().unwrap();
@@ -69,6 +70,7 @@ mod tests {
             of_network(LinkStep::SetUp { link: link() }),
             Planned {
                 owner: Owner::Host,
+                tenant: None,
                 step: Step::RemoveDir { dir: "/d".into() },
             },
         ];

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::confirm;
 use super::inventory::Inventory;
 use super::mended::{self, Mending};
+use super::plan::Planned;
 use super::{Error, look, plan};
 use crate::cli::HostArgs;
 use crate::config::{Config, Mode, Network};
@@ -67,10 +68,12 @@ enum State {
 #[derive(Debug, Serialize)]
 struct NetworkStatus {
     name: Name,
+    /// Whose it is, if its gateway is a router of that tenant's.
+    tenant: Option<Name>,
     state: State,
     /// The link that guests are attached to.
     trunk: String,
-    /// What kind of link it is: `bridge`, or `uplink` of macvtaps.
+    /// What kind of link it is: `bridge`, `uplink` of macvtaps, or the `cable` to a tenant's router.
     trunk_kind: &'static str,
     /// The host's addresses on the bridge.
     gateways: Vec<IpNet>,
@@ -88,15 +91,12 @@ struct NetworkStatus {
 
 impl NetworkStatus {
     fn of(config: &Config, network: &Network, inventory: &Inventory) -> Self {
-        let held = inventory.networks.get(&network.name);
+        let held = inventory.held(&network.name);
         let trunk = network.trunk().to_string();
         let alone = [network.name.clone()].into();
         let remarks = plan::remarks(config, &alone, inventory);
         let (steps, clashes) = match plan::plan(config, &alone, inventory) {
-            Ok(steps) => (
-                steps.iter().map(|planned| planned.step.line()).collect(),
-                None,
-            ),
+            Ok(steps) => (steps.iter().map(Planned::line).collect(), None),
             Err(clashes) => (Vec::new(), Some(clashes.to_string())),
         };
         let state = match held {
@@ -104,12 +104,11 @@ impl NetworkStatus {
             Some(_) if steps.is_empty() && clashes.is_none() => State::Up,
             Some(_) => State::Drifted,
         };
-        let ports = inventory
-            .links
-            .iter()
-            .filter(|link| link.master.as_ref() == Some(&trunk));
+        let links = inventory.links_of(network.tenant.as_ref()).iter();
+        let ports = links.filter(|link| link.master.as_ref() == Some(&trunk));
         Self {
             name: network.name.clone(),
+            tenant: network.tenant.clone(),
             state,
             gateways: network.gateways(),
             dnsmasq_pid: held.and_then(|held| Some(held.dnsmasq.as_ref()?.pid)),
@@ -117,6 +116,7 @@ impl NetworkStatus {
             trunk,
             trunk_kind: match network.mode {
                 Mode::Macvtap { .. } => "uplink",
+                Mode::Router { .. } => "cable",
                 _ => "bridge",
             },
             steps,
@@ -148,7 +148,9 @@ impl StatusReport {
                 State::Down => "down",
                 State::Drifted => "drifted",
             };
-            say(format_args!("{}: {state}", network.name));
+            let whose = network.tenant.as_ref();
+            let whose = whose.map_or(String::new(), |tenant| format!(", tenant {tenant}"));
+            say(format_args!("{}: {state}{whose}", network.name));
             let gateways = network
                 .gateways
                 .iter()

@@ -95,7 +95,7 @@ impl Host {
 
     pub fn command(&self, words: &[&str]) -> Command {
         let words = self.words(words);
-        let mut command = self.netns.command(&words[0]);
+        let mut command = self.netns.command_that_mounts(&words[0]);
         command.args(&words[1..]);
         command
     }

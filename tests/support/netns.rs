@@ -22,6 +22,8 @@ pub const BOUND: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Netns {
     name: String,
+    /// Whether it is there until this value goes.
+    stays: bool,
 }
 
 impl Netns {
@@ -32,9 +34,27 @@ impl Netns {
         require("ip", "iproute2");
         let name = format!("ringtap-test-{}-{number}-{label}", std::process::id());
         run("ip", &["netns", "add", &name]);
-        let this = Self { name };
+        let this = Self { name, stays: true };
         this.run("ip link set lo up");
         this
+    }
+
+    /// That called `name`, which a program under test makes; deleted as the others if it is still there then.
+    pub fn of_program(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            stays: false,
+        }
+    }
+
+    /// Whether it is there.
+    pub fn exists(&self) -> bool {
+        let listed = bounded(Command::new("ip").args(["netns", "list"]), "");
+        let names = String::from_utf8_lossy(&listed.stdout).into_owned();
+        let mut names = names
+            .lines()
+            .filter_map(|line| line.split_whitespace().next());
+        names.any(|name| name == self.name)
     }
 
     /// Its name, for `ip`.
@@ -46,6 +66,13 @@ impl Netns {
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name, program]);
+        command
+    }
+
+    /// As [`Netns::command`], in the mount namespace of the test: what is mounted there is so for all.
+    pub fn command_that_mounts(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args([&format!("--net=/run/netns/{}", self.name), program]);
         command
     }
 
@@ -141,7 +168,7 @@ impl Drop for Netns {
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
         let deleted = bounded(Command::new("ip").args(["netns", "delete", &self.name]), "");
-        if !deleted.status.success() && !thread::panicking() {
+        if self.stays && !deleted.status.success() && !thread::panicking() {
             panic!("{} could not be deleted", self.name);
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::iter;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -10,7 +11,8 @@ use super::netlink::{Netlink, NetlinkError};
 use super::{dnsmasq, iptables, links, moves, nft, sysctl};
 use crate::network::inventory::forwarding_key;
 use crate::network::journal::make_dir;
-use crate::network::plan::{LinkStep, Owner, Planned, Step, files, network_dir};
+use crate::network::netns;
+use crate::network::plan::{LinkStep, Owner, Planned, Step, files, namespace, network_dir};
 use crate::programs::ToolError;
 
 /// Why a step failed.
@@ -47,8 +49,29 @@ pub struct Hands<'a> {
 }
 
 impl Hands<'_> {
-    /// Does a batch of steps; gives the outcome of each, in their order.
+    /// Does a batch of steps, which are all the host's or all of one tenant's namespace; gives the outcome of each, in their
+    /// order.
     pub fn execute(&self, batch: &[&Planned]) -> Vec<Result<(), StepError>> {
+        let Some(tenant) = batch.first().and_then(|planned| planned.tenant.as_ref()) else {
+            return self.here(batch);
+        };
+        let (run_dir, lock) = (self.run_dir.clone(), self.lock);
+        let outcomes = netns::within(&namespace(tenant), || {
+            let netlink = &Netlink::open()?;
+            let hands = Hands {
+                run_dir,
+                lock,
+                netlink,
+            };
+            Ok(hands.here(batch))
+        });
+        match outcomes.map_err(StepError::from).and_then(|done| done) {
+            Ok(outcomes) => outcomes,
+            Err(error) => none_done(error, batch.len()),
+        }
+    }
+
+    fn here(&self, batch: &[&Planned]) -> Vec<Result<(), StepError>> {
         let on_links: Vec<&LinkStep> = batch.iter().filter_map(|p| p.step.on_link()).collect();
         if on_links.len() == batch.len() {
             return links::execute(self.netlink, &on_links);
@@ -90,6 +113,8 @@ impl Hands<'_> {
             Step::RestoreForwarding { family, before } => {
                 sysctl::restore_forwarding(*family, before)?;
             }
+            Step::AddNamespace { name } => netns::add(name)?,
+            Step::DeleteNamespace { name } => netns::delete(name)?,
             Step::MakeDir { dir } => {
                 for dir in dir.parent().into_iter().chain([dir.as_path()]) {
                     make_dir(dir)?;
@@ -109,6 +134,12 @@ impl Hands<'_> {
         }
         Ok(())
     }
+}
+
+/// The outcomes of `count` steps that come to nothing because of `error`.
+pub fn none_done(error: StepError, count: usize) -> Vec<Result<(), StepError>> {
+    let others = (1..count).map(|_| Err(StepError::NotTried));
+    iter::once(Err(error)).chain(others).collect()
 }
 
 /// Removes the files that ringtap and dnsmasq made in `dir`, and `dir`; a file of someone else keeps it.

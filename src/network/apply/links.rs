@@ -1,11 +1,10 @@
 //! Steps on links, addresses and routes, many at once: each is sent without waiting for the answer to the one before.
 
 use std::collections::BTreeMap;
-use std::iter;
 
 use rtnetlink::packet_route::link::LinkMessage;
 
-use super::execute::StepError;
+use super::execute::{StepError, none_done};
 use super::moves::Belongings;
 use super::netlink::{Netlink, NetlinkError, Request, is_bond, is_made, is_port_of};
 use crate::config::NicVlans;
@@ -17,10 +16,7 @@ use crate::types::IfName;
 pub fn execute(netlink: &Netlink, steps: &[&LinkStep]) -> Vec<Result<(), StepError>> {
     let links = match netlink.links() {
         Ok(links) => links,
-        Err(error) => {
-            let others = steps.iter().skip(1).map(|_| Err(StepError::NotTried));
-            return iter::once(Err(error.into())).chain(others).collect();
-        }
+        Err(error) => return none_done(error.into(), steps.len()),
     };
     if let [step @ LinkStep::Release { port, master, .. }] = steps {
         if is_last_link(&links, master, port) {
@@ -92,6 +88,7 @@ fn request(
             Kind::Bridge { vlan_filtering } => Request::add_bridge(link, *mac, *vlan_filtering),
             Kind::Bond(mode) => Request::add_bond(link, *mac, *mode),
             Kind::Vlan { link: over, id } => Request::add_vlan(link, there(over)?, *id),
+            Kind::Veth { peer, namespace } => Request::add_veth(link, *mac, peer, namespace)?,
             Kind::Macvlan { link: over } => Request::add_macvlan(link, there(over)?, *mac),
         },
         LinkStep::Delete { link, kind, mac } => match found(link) {

@@ -5,7 +5,7 @@
 //! in `execute` and the files beside it.
 
 pub mod dnsmasq;
-mod execute;
+pub mod execute;
 pub mod iptables;
 mod links;
 mod moves;
@@ -60,7 +60,7 @@ pub fn up(run_dir: &mut RunDir, netlink: &Netlink, steps: &[Planned]) -> Result<
         for (planned, outcome) in batch.iter().zip(execute(run_dir, netlink, &batch, prefix)) {
             match outcome {
                 Ok(()) => done.push((*planned).clone()),
-                Err(source) => failed = failed.or(Some((planned.step.line(), source))),
+                Err(source) => failed = failed.or(Some((planned.line(), source))),
             }
         }
         if let Some((step, source)) = failed {
@@ -111,7 +111,7 @@ fn execute(
     mut prefix: impl FnMut() -> String,
 ) -> Vec<Result<(), StepError>> {
     for planned in batch {
-        say(format_args!("{}{}", prefix(), planned.step.line()));
+        say(format_args!("{}{}", prefix(), planned.line()));
     }
     let hands = Hands {
         run_dir: run_dir.path().to_owned(),
@@ -160,7 +160,7 @@ fn take_back_each(
             match outcome {
                 Ok(()) => run_dir.journal.done(std::slice::from_ref(*planned), steps),
                 Err(error) => {
-                    failures.push(failure(&planned.step, &error));
+                    failures.push(failure(planned, &error));
                     if matches!(planned.step, Step::MoveAddresses { .. }) {
                         stuck.insert(planned.owner.clone());
                     }
@@ -199,7 +199,10 @@ fn take_back_all(
 ) -> Vec<String> {
     let backwards = teardowns.iter().rev(); // a VLAN's link goes before the bond below it
     let planned: Vec<Planned> = backwards
-        .flat_map(|(owner, steps)| Planned::all(owner, take_back(steps)))
+        .flat_map(|(owner, steps)| {
+            let tenant = run_dir.journal.tenant_of(owner);
+            Planned::all_in(tenant, owner, take_back(steps))
+        })
         .collect();
     let failures = take_back_each(run_dir, netlink, &planned, prefix);
     for (owner, steps) in teardowns {
@@ -208,8 +211,8 @@ fn take_back_all(
     failures
 }
 
-/// Takes back all that the journal has of `names`, and what networks share if none is left that needs it; goes on where a
-/// step fails. Gives the failures.
+/// Takes back all that the journal has of `names`, and what networks share if none is left that needs it, routers of tenants
+/// among it; goes on where a step fails. Gives the failures.
 ///
 /// # Errors
 /// The journal can't be written.
@@ -219,8 +222,16 @@ pub fn down(
     names: &[Name],
 ) -> Result<Vec<String>, RunDirError> {
     let mut failures = Vec::new();
-    let of_names =
-        |owner: &Owner, _: &Journal| matches!(owner, Owner::Network(name) if names.contains(name));
+    let of_names = |owner: &Owner, journal: &Journal| match owner {
+        Owner::Network(name) => names.contains(name) && journal.router_on(name).is_none(),
+        _ => false,
+    };
+    let unused_routers = |owner: &Owner, journal: &Journal| match owner {
+        Owner::Network(name) => journal
+            .router_on(name)
+            .is_some_and(|tenant| journal.networks_of(tenant).next().is_none()),
+        _ => false,
+    };
     let unused_links = |owner: &Owner, journal: &Journal| match owner {
         Owner::Link(link) => !journal.networks.values().any(|it| it.links.contains(link)),
         _ => false,
@@ -230,6 +241,7 @@ pub fn down(
     };
     for meant in [
         &of_names as &dyn Fn(&Owner, &Journal) -> bool,
+        &unused_routers,
         &unused_links,
         &host,
     ] {
@@ -245,6 +257,6 @@ pub fn down(
     Ok(failures)
 }
 
-fn failure(step: &Step, error: &StepError) -> String {
-    format!("`{}`: {}", step.line(), causes(error))
+fn failure(planned: &Planned, error: &StepError) -> String {
+    format!("`{}`: {}", planned.line(), causes(error))
 }

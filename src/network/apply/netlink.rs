@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 
 use futures_util::TryStreamExt;
@@ -15,19 +16,21 @@ use futures_util::future::join_all;
 use ipnet::IpNet;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{
-    BondMode as netlink_bond, BridgeStpState, BridgeVlanInfoFlags, InfoBridgePort, InfoKind,
-    InfoPortData, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage, MacVlanMode, MacVtapMode,
+    BondMode as netlink_bond, BridgeStpState, BridgeVlanInfoFlags, InfoBridgePort, InfoData,
+    InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
+    MacVlanMode, MacVtapMode,
 };
 use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
 use rtnetlink::{
     AddressMessageBuilder, Handle, LinkBond, LinkBridge, LinkBridgeVlan, LinkMacVlan, LinkMacVtap,
-    LinkMessageBuilder, LinkUnspec, LinkVlan, RouteMessageBuilder,
+    LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan, RouteMessageBuilder,
 };
 use thiserror::Error;
 use tokio::runtime::Runtime;
 
 use crate::config::{BondMode, MacvtapMode, NicVlans, StaticRoute};
+use crate::network::netns;
 use crate::network::plan::{Kind, MIIMON, Master};
 use crate::types::{IfName, MacAddr, Mtu, VlanId};
 
@@ -172,6 +175,32 @@ impl Request {
         let message = LinkVlan::new(name.as_str(), over.header.index, id.get()).build();
         let doing = format!("make VLAN link {name} (which needs the kernel's module 8021q)");
         Self::add(doing, message)
+    }
+
+    /// Makes a cable to `peer` in network namespace `namespace`, down.
+    ///
+    /// # Errors
+    /// There is no such namespace.
+    pub fn add_veth(
+        name: &IfName,
+        mac: Option<MacAddr>,
+        peer: &IfName,
+        namespace: &str,
+    ) -> Result<Self, NetlinkError> {
+        let failed = |error| NetlinkError::new(format!("use namespace {namespace}"), error);
+        let namespace = netns::file(namespace).map_err(failed)?;
+        let other_end = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(peer.to_string())
+            .setns_by_fd(namespace.as_raw_fd());
+        let builder = LinkVeth::new(name.as_str(), peer.as_str())
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(other_end.build())));
+        let message = with_mac(builder, mac);
+        let doing = format!("make veth {name} (which needs the kernel's module veth)");
+        Ok(Self::new(doing, |handle| async move {
+            let added = handle.link().add(message).execute().await;
+            drop(namespace); // which the request has by its number
+            added
+        }))
     }
 
     /// Makes a macvlan of `over`, down.
@@ -656,6 +685,7 @@ pub fn is_made(link: &LinkMessage, kind: &Kind, mac: Option<MacAddr>) -> bool {
         Kind::Bridge { .. } => InfoKind::Bridge,
         Kind::Bond(_) => InfoKind::Bond,
         Kind::Vlan { .. } => InfoKind::Vlan,
+        Kind::Veth { .. } => InfoKind::Veth,
         Kind::Macvlan { .. } => InfoKind::MacVlan,
     };
     // A bond's address is that of its links in the end.

@@ -1,7 +1,7 @@
 //! When the steps of several networks are done, and which of them together.
 //!
 //! A plan goes network by network, for people to read. It is done kind by kind: what is alike goes to the kernel in one
-//! go, and no link is up before every network has its rules. What concerns an uplink of the host is done step by step, as
+//! go (the host's, and each tenant's), and no link is up before every network has its rules. What concerns an uplink of the host is done step by step, as
 //! it is written.
 
 use std::collections::BTreeSet;
@@ -14,7 +14,9 @@ enum Kind {
     /// All steps of those who concern an uplink.
     Uplinks,
     Dirs,
-    Links,
+    LinksThatEnd,
+    Namespaces,
+    LinksThatStart,
     Sysctls,
     Addresses,
     Tables,
@@ -28,10 +30,12 @@ enum Kind {
 }
 
 /// The order in which a host comes about.
-const FORWARDS: [Kind; 13] = [
+const FORWARDS: [Kind; 15] = [
     Kind::Uplinks,
     Kind::Dirs,
-    Kind::Links,
+    Kind::LinksThatEnd,
+    Kind::Namespaces,
+    Kind::LinksThatStart,
     Kind::ServersThatEnd,
     Kind::RoutesThatEnd,
     Kind::Sysctls,
@@ -46,7 +50,7 @@ const FORWARDS: [Kind; 13] = [
 
 /// The order in which it goes, or is again what it was. That is not the other way about throughout: either way a server
 /// starts on addresses that are there, a route needs one to lead by, and an IPv6 address comes after the sysctl that allows it.
-const BACKWARDS: [Kind; 13] = [
+const BACKWARDS: [Kind; 15] = [
     Kind::Forwarding,
     Kind::ServersThatEnd,
     Kind::RoutesThatEnd,
@@ -57,7 +61,9 @@ const BACKWARDS: [Kind; 13] = [
     Kind::Addresses,
     Kind::RoutesThatStart,
     Kind::ServersThatStart,
-    Kind::Links,
+    Kind::LinksThatEnd,
+    Kind::LinksThatStart,
+    Kind::Namespaces,
     Kind::Dirs,
     Kind::Uplinks,
 ];
@@ -67,6 +73,7 @@ impl Kind {
         match step {
             Step::MoveAddresses { .. } => Self::Uplinks,
             Step::MakeDir { .. } | Step::RemoveDir { .. } => Self::Dirs,
+            Step::AddNamespace { .. } | Step::DeleteNamespace { .. } => Self::Namespaces,
             Step::SetSysctl { .. } => Self::Sysctls,
             Step::ReplaceTable { .. } | Step::DeleteTable { .. } => Self::Tables,
             Step::InsertRule { .. } | Step::DeleteRule { .. } => Self::Rules,
@@ -74,7 +81,8 @@ impl Kind {
             Step::StartDnsmasq { .. } | Step::ReloadDnsmasq { .. } => Self::ServersThatStart,
             Step::EnableForwarding { .. } | Step::RestoreForwarding { .. } => Self::Forwarding,
             Step::Link(step) => match step {
-                LinkStep::Add { .. } | LinkStep::Delete { .. } => Self::Links,
+                LinkStep::Add { .. } => Self::LinksThatStart,
+                LinkStep::Delete { .. } => Self::LinksThatEnd,
                 LinkStep::Enslave { .. } | LinkStep::Release { .. } => Self::Uplinks,
                 LinkStep::SetUp { .. } | LinkStep::SetDown { .. } => Self::Open,
                 LinkStep::SetVlanFiltering { .. }
@@ -93,7 +101,8 @@ impl Kind {
     fn at_once(self) -> bool {
         matches!(
             self,
-            Self::Links
+            Self::LinksThatEnd
+                | Self::LinksThatStart
                 | Self::Addresses
                 | Self::Tables
                 | Self::Open
@@ -116,7 +125,9 @@ pub fn backwards(steps: &[Planned]) -> Vec<Vec<&Planned>> {
 fn batches<'p>(steps: &'p [Planned], order: &[Kind]) -> Vec<Vec<&'p Planned>> {
     let mut steps = by_kind(steps);
     steps.sort_by_key(|(kind, _)| order.iter().position(|other| other == kind));
-    let alike = steps.chunk_by(|(one, _), (other, _)| one == other && one.at_once());
+    let alike = steps.chunk_by(|(one, step), (other, next)| {
+        one == other && one.at_once() && step.tenant == next.tenant
+    });
     let batch = |steps: &[(Kind, &'p Planned)]| steps.iter().map(|(_, step)| *step).collect();
     alike.map(batch).collect()
 }
@@ -144,7 +155,12 @@ mod tests {
     use crate::types::IfName;
 
     fn planned(owner: Owner, step: Step) -> Planned {
-        Planned { owner, step }
+        let tenant = None;
+        Planned {
+            owner,
+            tenant,
+            step,
+        }
     }
 
     fn up(owner: &Owner, link: &str) -> Planned {

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::link_step::{Kind, LinkStep};
 use super::step::Step;
-use super::{dnsmasq, firewall, mtu, network_dir, rules, sysctl, table_name};
+use super::{dnsmasq, firewall, mtu, network_dir, rules, sysctl, table_name, tenant};
 use crate::config::{Config, Network, StaticRoute};
 use crate::network::inventory::{Held, Inventory, Link, Table};
 use crate::types::{Family, IfName, MacAddr};
@@ -16,13 +16,28 @@ use crate::types::{Family, IfName, MacAddr};
 pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -> Vec<Step> {
     let nothing = Held::default();
     let held = inventory.networks.get(&network.name).unwrap_or(&nothing);
-    let name = network.own_bridge();
-    let found = inventory.link(name.as_str());
     let mut steps = Vec::new();
     if !held.dir {
         let dir = network_dir(&inventory.run_dir, &network.name);
         steps.push(Step::MakeDir { dir });
     }
+    let namespace = tenant::namespace_steps(network, inventory);
+    let rest = match namespace.is_empty() {
+        true => link_steps(config, network, held, inventory),
+        // What a link to an old one has goes with it.
+        false => {
+            let without = inventory.without(&network.own_bridge());
+            link_steps(config, network, held, &without)
+        }
+    };
+    steps.into_iter().chain(namespace).chain(rest).collect()
+}
+
+/// The steps to the link that is the network's own, and to all that belongs to it.
+fn link_steps(config: &Config, network: &Network, held: &Held, inventory: &Inventory) -> Vec<Step> {
+    let name = network.own_bridge();
+    let found = inventory.link(name.as_str());
+    let mut steps = Vec::new();
     if found.is_none() {
         let (link, mac) = (name.clone(), Some(bridge_mac(network)));
         let kind = kind(network);
@@ -51,11 +66,11 @@ pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -
     steps
 }
 
-/// The kind of link that the network's own bridge is.
+/// The kind of link that the network's own is: a bridge, unless a router is all that is on it.
 pub(super) fn kind(network: &Network) -> Kind {
-    Kind::Bridge {
+    tenant::cable(network).unwrap_or(Kind::Bridge {
         vlan_filtering: network.vlan_filtering,
-    }
+    })
 }
 
 /// A bridge that is there heeds VLANs, or not, as the file has it now.
@@ -200,9 +215,8 @@ fn table(config: &Config, network: &Network, was: Option<&Table>) -> Option<Step
 fn services(config: &Config, network: &Network, held: &Held, inventory: &Inventory) -> Vec<Step> {
     let dir = network_dir(&inventory.run_dir, &network.name);
     let found = held.dnsmasq.as_ref();
-    if network.has_host() {
-        let mtu = mtu::of(config, network, inventory);
-        let files = dnsmasq::texts(config, network, &dir, mtu);
+    if network.has_services() {
+        let files = dnsmasq::texts(config, network, inventory);
         dnsmasq::steps(&dir, files, found)
     } else {
         dnsmasq::none(&dir, found)

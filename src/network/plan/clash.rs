@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use super::{bridge, lan, mtu, rules};
+use super::{bridge, lan, mtu, rules, tenant};
 use crate::config::{Config, Forward, Network, Protocol, overlap};
 use crate::network::inventory::{Inventory, Listener};
 use crate::types::{Family, MacAddr, Name};
@@ -71,7 +71,15 @@ pub(super) fn clashes(config: &Config, networks: &[&Network], inventory: &Invent
             no_ipv6(network, inventory)
                 .or_else(|| no_proxy(network, inventory))
                 .or_else(|| taken_single(network, inventory))
-                .or_else(|| taken_name(network, "bridge", bridge::bridge_mac(network), inventory))
+                .or_else(|| {
+                    taken_name(
+                        network,
+                        own_kind(network),
+                        bridge::bridge_mac(network),
+                        inventory,
+                    )
+                })
+                .or_else(|| tenant::taken_namespace(network, inventory))
                 .or_else(|| taken_port(config, network, inventory, &strangers))
                 .or_else(|| taken_service(network, inventory))
                 .or_else(|| mtu::clash(config, network, inventory))
@@ -91,6 +99,26 @@ pub(super) fn clashes(config: &Config, networks: &[&Network], inventory: &Invent
     clashes
 }
 
+/// Those of `networks` that are up with another gateway: they can't move along with their guests.
+pub(super) fn moves(networks: &[&Network], host: &Inventory) -> Vec<Clash> {
+    let moves = networks.iter().filter_map(|network| {
+        let tenant = host.tenant_of(&network.name)?;
+        if tenant == network.tenant.as_ref() {
+            return None;
+        }
+        let now = match tenant {
+            Some(tenant) => format!("is up as tenant {tenant}'s"),
+            None => "is up as the host's own".to_owned(),
+        };
+        Some(Clash {
+            network: network.name.clone(),
+            cause: format!("it {now}, and can't move with its guests"),
+            remedy: format!("take it down first: ringtap down {}", network.name),
+        })
+    });
+    moves.collect()
+}
+
 /// A network with IPv6 on a host without.
 fn no_ipv6(network: &Network, inventory: &Inventory) -> Option<(String, String)> {
     let lacking = network.ipv6.is_some() && !inventory.has_ipv6();
@@ -100,6 +128,14 @@ fn no_ipv6(network: &Network, inventory: &Inventory) -> Option<(String, String)>
             "boot without ipv6.disable=1, or leave ipv6 out".to_owned(),
         )
     })
+}
+
+/// What the network's own link is, as `ip -d link` calls it.
+fn own_kind(network: &Network) -> &'static str {
+    match network.router_of() {
+        Some(_) => "veth",
+        None => "bridge",
+    }
 }
 
 /// A link to answer on that is not there.
@@ -180,7 +216,7 @@ const SHARING: [&str; 3] = ["dnsmasq", "dhcpd", "systemd-network"];
 /// A server of DNS or DHCP where the network's dnsmasq is still to find its place.
 fn taken_service(network: &Network, inventory: &Inventory) -> Option<(String, String)> {
     let held = inventory.networks.get(&network.name);
-    if !network.has_host() || held.is_some_and(|held| held.dnsmasq.is_some()) {
+    if !network.has_services() || held.is_some_and(|held| held.dnsmasq.is_some()) {
         return None;
     }
     let mut listeners = inventory.listeners.iter();

@@ -6,10 +6,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use super::DEFAULT_MTU;
 use super::step::{Step, files};
+use super::{DEFAULT_MTU, mtu, network_dir};
 use crate::config::{Config, DnsName, Ipv4, Mode, Network, Prefix, Srv, Text};
-use crate::network::inventory::{Dnsmasq, DnsmasqFiles};
+use crate::network::inventory::{Dnsmasq, DnsmasqFiles, Inventory, RESOLV_CONF};
 use crate::network::policy::Policy;
 use crate::types::{Family, MacAddr, Name};
 
@@ -49,16 +49,18 @@ pub(super) fn none(dir: &Path, found: Option<&Dnsmasq>) -> Vec<Step> {
     found.map(stop).into_iter().collect()
 }
 
-/// The files of `network`, whose directory is `dir`, with an MTU of that many bytes.
-pub(super) fn texts(config: &Config, network: &Network, dir: &Path, mtu: u32) -> DnsmasqFiles {
+/// The files of `network` on the host, or behind the router, of `inventory`.
+pub(super) fn texts(config: &Config, network: &Network, inventory: &Inventory) -> DnsmasqFiles {
     DnsmasqFiles {
-        conf: conf(config, network, dir, mtu),
+        conf: conf(config, network, inventory),
         dhcp_hosts: dhcp_hosts(config, network),
         hosts: hosts(config, network),
     }
 }
 
-fn conf(config: &Config, network: &Network, dir: &Path, mtu: u32) -> String {
+fn conf(config: &Config, network: &Network, inventory: &Inventory) -> String {
+    let dir = network_dir(&inventory.run_dir, &network.name);
+    let mtu = mtu::of(config, network, inventory);
     let file = |name| dir.join(name).display().to_string();
     let mut lines = vec![
         format!(
@@ -88,7 +90,7 @@ fn conf(config: &Config, network: &Network, dir: &Path, mtu: u32) -> String {
         // A guest's name is what the file says; a guest must not be able to take another's.
         "dhcp-ignore-names=tag:!known".into(),
     ];
-    lines.extend(upstream(network));
+    lines.extend(upstream(network, inventory));
     lines.extend(records(network));
     if let Some(ipv4) = network.ipv4 {
         lines.extend(dhcpv4(config, network, ipv4, mtu));
@@ -102,17 +104,32 @@ fn conf(config: &Config, network: &Network, dir: &Path, mtu: u32) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Whom to ask for names from outside: nobody where what is beyond is not for the guests, its names included.
-fn upstream(network: &Network) -> Vec<String> {
+/// Whether the servers that the host asks for names are asked for those from outside: not where the file names others, nor
+/// where what is beyond is not for the guests, its names included.
+pub(super) fn asks_the_hosts_servers(network: &Network) -> bool {
+    let mut forwarders = network.dns.forwarders.iter();
+    let others = forwarders.any(|it| it.domain.is_none());
+    !others && !matches!(network.mode, Mode::Isolated { .. })
+}
+
+/// Whom to ask for names from outside. Behind a router the host's own loopback is not to be had.
+fn upstream(network: &Network, inventory: &Inventory) -> Vec<String> {
     let forwarders = &network.dns.forwarders;
-    let for_all = forwarders.iter().any(|it| it.domain.is_none());
-    let alone = for_all || matches!(network.mode, Mode::Isolated { .. });
+    let reachable = inventory.resolv_conf.as_deref();
+    let how = match (asks_the_hosts_servers(network), &network.tenant) {
+        (true, Some(_)) => match reachable {
+            Some(path) if path == Path::new(RESOLV_CONF) => None,
+            Some(path) => Some(format!("resolv-file={}", path.display())),
+            None => Some("no-resolv".to_owned()),
+        },
+        (true, None) => None,
+        (false, _) => Some("no-resolv".to_owned()),
+    };
     let servers = forwarders.iter().map(|forwarder| match &forwarder.domain {
         Some(domain) => format!("server=/{domain}/{}", forwarder.address),
         None => format!("server={}", forwarder.address),
     });
-    let no_resolv = alone.then(|| "no-resolv".to_owned());
-    no_resolv.into_iter().chain(servers).collect()
+    how.into_iter().chain(servers).collect()
 }
 
 /// The records that the hosts files have no form for.

@@ -13,18 +13,16 @@ pub(super) fn steps(networks: &[&Network], inventory: &Inventory) -> Option<Step
     let was = inventory.sysctls.get(INOTIFY_INSTANCES)?;
     let served = |name| {
         inventory
-            .networks
-            .get(name)
+            .held(name)
             .is_some_and(|held| held.dnsmasq.is_some())
     };
     let new = networks
         .iter()
-        .filter(|network| network.has_host() && !served(&network.name));
+        .filter(|network| network.has_services() && !served(&network.name));
     let new = new.count();
     let running = inventory
-        .networks
-        .values()
-        .filter(|held| held.dnsmasq.is_some());
+        .all_held()
+        .filter(|(_, held)| held.dnsmasq.is_some());
     let wanted = running.count() + new + SPARE / 2;
     let there: usize = was.parse().ok()?;
     (new > 0 && wanted > there).then(|| Step::SetSysctl {

@@ -159,6 +159,13 @@ pub enum Kind {
         /// The VLAN.
         id: VlanId,
     },
+    /// A cable to a namespace.
+    Veth {
+        /// The link at its other end.
+        peer: IfName,
+        /// The namespace that has it.
+        namespace: String,
+    },
     /// A macvlan of another link, which exchanges frames with its like.
     Macvlan {
         /// The other link.
@@ -274,6 +281,9 @@ impl fmt::Display for LinkStep {
                         write!(f, " type bond mode {} miimon {MIIMON}", mode.name())
                     }
                     Kind::Vlan { id, .. } => write!(f, " type vlan id {id}"),
+                    Kind::Veth { peer, namespace } => {
+                        write!(f, " type veth peer name {peer} netns {namespace}")
+                    }
                     Kind::Macvlan { .. } => f.write_str(" type macvlan mode bridge"),
                 }
             }

@@ -18,6 +18,7 @@ mod obstacles;
 mod rules;
 mod step;
 mod sysctl;
+mod tenant;
 mod uplink;
 
 use std::collections::BTreeSet;
@@ -34,6 +35,7 @@ pub use clash::Clashes;
 pub use firewall::{DOCKER_USER, MARK, Rule};
 pub use link_step::{Kind, LinkStep, MIIMON, Master};
 pub use step::{Effect, Step, conf_option, files, replace_script};
+pub use tenant::{NAMESPACE_PREFIX, namespace};
 
 /// The kernel's MTU for a link that is told none, in bytes.
 const DEFAULT_MTU: u32 = 1500;
@@ -46,6 +48,8 @@ pub enum Owner {
     Host,
     /// A link that ringtap makes for networks to share: it goes with the last that leaves by it.
     Link(IfName),
+    /// The router of a tenant: it goes with the namespace that it is in.
+    Tenant(Name),
     /// A network.
     Network(Name),
 }
@@ -55,6 +59,7 @@ impl fmt::Display for Owner {
         match self {
             Self::Host => f.write_str("the host"),
             Self::Link(name) => write!(f, "link {name}"),
+            Self::Tenant(name) => write!(f, "the router of tenant {name}"),
             Self::Network(name) => write!(f, "network {name}"),
         }
     }
@@ -66,27 +71,61 @@ pub struct Planned {
     /// What it is for.
     #[serde(rename = "for")]
     pub owner: Owner,
+    /// The tenant in whose namespace it is done; on the host itself where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<Name>,
     /// The step.
     #[serde(flatten)]
     pub step: Step,
 }
 
 impl Planned {
-    /// `steps` for `owner`.
+    /// `steps` for `owner`, on the host itself.
     pub fn all(owner: &Owner, steps: impl IntoIterator<Item = Step>) -> Vec<Self> {
+        Self::all_in(None, owner, steps)
+    }
+
+    /// `steps` for `owner` in the namespace of `tenant`, if there is one.
+    pub fn all_in(
+        tenant: Option<&Name>,
+        owner: &Owner,
+        steps: impl IntoIterator<Item = Step>,
+    ) -> Vec<Self> {
         let planned = |step| Self {
             owner: owner.clone(),
+            tenant: tenant.cloned(),
             step,
         };
         steps.into_iter().map(planned).collect()
+    }
+
+    /// The step in one line, as what a person would type on the host.
+    pub fn line(&self) -> String {
+        self.on_the_host(&self.step.line())
+    }
+
+    /// `commands` of a namespace as commands on the host.
+    fn on_the_host(&self, commands: &str) -> String {
+        match &self.tenant {
+            Some(tenant) => tenant::commands_within(tenant, commands),
+            None => commands.to_owned(),
+        }
     }
 
     /// The step that takes it back, for the same owner.
     pub fn undo(&self) -> Option<Self> {
         Some(Self {
             owner: self.owner.clone(),
+            tenant: self.tenant.clone(),
             step: self.step.undo()?,
         })
+    }
+}
+
+/// The whole of what a person would type on the host.
+impl fmt::Display for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.on_the_host(&self.step.to_string()))
     }
 }
 
@@ -108,7 +147,8 @@ impl fmt::Display for Remark {
     }
 }
 
-/// The steps that make the `chosen` networks of `config` on the host of `inventory`, in order.
+/// The steps that make the `chosen` networks of `config` on the host of `inventory`, in order. Those of tenants come last:
+/// first there must be a router.
 ///
 /// # Errors
 /// Something on the host stands in the way.
@@ -118,14 +158,37 @@ pub fn plan(
     inventory: &Inventory,
 ) -> Result<Vec<Planned>, Clashes> {
     let networks = of(config, chosen);
-    let clashes = clash::clashes(config, &networks, inventory);
+    let tenants = tenant::views(config, &networks, inventory);
+    let mut clashes = clash::moves(&networks, inventory);
+    clashes.extend(clash::clashes(config, &on_host(&networks), inventory));
+    clashes.extend(tenants.iter().flat_map(tenant::View::clashes));
     if !clashes.is_empty() {
         return Err(Clashes(clashes));
     }
+    let mut planned = Planned::all(&Owner::Host, limits::steps(&networks, inventory));
+    planned.extend(side_by_side(
+        config,
+        &on_host(&networks),
+        inventory,
+        &Owner::Host,
+    ));
+    for tenant in &tenants {
+        planned.extend(tenant.steps());
+    }
+    Ok(planned)
+}
+
+/// The steps that make `networks`, none of which needs another's: on the host, or all behind one router. What they share is
+/// for `all`.
+fn side_by_side(
+    config: &Config,
+    networks: &[&Network],
+    inventory: &Inventory,
+    all: &Owner,
+) -> Vec<Planned> {
     let (on_lan, routed): (Vec<&Network>, Vec<&Network>) =
         networks.iter().partition(|network| network.is_lan());
-    let mut planned = Planned::all(&Owner::Host, limits::steps(&routed, inventory));
-    planned.extend(uplink::steps(&on_lan, inventory));
+    let mut planned = uplink::steps(&on_lan, inventory);
     for network in &on_lan {
         let steps = lan::steps(config, network, inventory);
         planned.extend(Planned::all(&Owner::Network(network.name.clone()), steps));
@@ -134,20 +197,29 @@ pub fn plan(
         let steps = bridge::steps(config, network, inventory);
         planned.extend(Planned::all(&Owner::Network(network.name.clone()), steps));
     }
-    let mut shared = bridged::steps(config, &networks, inventory);
-    shared.extend(forwarding::steps(config, &networks, inventory));
-    planned.extend(Planned::all(&Owner::Host, shared));
-    Ok(planned)
+    let mut shared = bridged::steps(config, networks, inventory);
+    shared.extend(forwarding::steps(config, networks, inventory));
+    planned.extend(Planned::all(all, shared));
+    planned
 }
 
 /// What a person should know of the `chosen` networks of `config` on the host of `inventory`, though nothing is to be done.
 pub fn remarks(config: &Config, chosen: &BTreeSet<Name>, inventory: &Inventory) -> Vec<Remark> {
     let networks = of(config, chosen);
-    let of_networks = networks
+    let here = on_host(&networks);
+    let of_networks = here
         .iter()
         .flat_map(|network| obstacles::remarks(config, network, inventory));
-    let of_host = bridged::remark(config, &networks, inventory);
-    of_networks.chain(of_host).collect()
+    let of_host = bridged::remark(config, &here, inventory);
+    let tenants = tenant::views(config, &networks, inventory);
+    let of_tenants = tenants.iter().flat_map(tenant::View::remarks);
+    of_networks.chain(of_host).chain(of_tenants).collect()
+}
+
+/// Those of `networks` that are no tenant's.
+fn on_host<'c>(networks: &[&'c Network]) -> Vec<&'c Network> {
+    let all = networks.iter().copied();
+    all.filter(|network| network.tenant.is_none()).collect()
 }
 
 fn of<'c>(config: &'c Config, chosen: &BTreeSet<Name>) -> Vec<&'c Network> {

@@ -70,6 +70,16 @@ pub enum Step {
         /// The sysctls as they were.
         before: BTreeMap<String, String>,
     },
+    /// Make a network namespace.
+    AddNamespace {
+        /// Its name.
+        name: String,
+    },
+    /// Delete a network namespace, and with it what is in it.
+    DeleteNamespace {
+        /// Its name.
+        name: String,
+    },
     /// Make a network's directory, for its files and for guests to hold on to.
     MakeDir {
         /// The network's directory.
@@ -165,6 +175,7 @@ impl Step {
                 was: value,
             },
             Step::EnableForwarding { family, before } => Step::RestoreForwarding { family, before },
+            Step::AddNamespace { name } => Step::DeleteNamespace { name },
             Step::MakeDir { dir } => Step::RemoveDir { dir },
             Step::MoveAddresses {
                 from,
@@ -191,6 +202,7 @@ impl Step {
             Step::DeleteTable { was: None, .. }
             | Step::RestoreForwarding { .. }
             | Step::StopDnsmasq { was: None, .. }
+            | Step::DeleteNamespace { .. }
             | Step::RemoveDir { .. } => return None,
         };
         Some(step)
@@ -203,9 +215,10 @@ impl Step {
         match self.clone() {
             Step::Link(step) => step.teardown().into_iter().map(Step::Link).collect(),
             Step::ReplaceTable { table, .. } => vec![Step::DeleteTable { table, was: None }],
-            Step::InsertRule { .. } | Step::SetSysctl { .. } | Step::MoveAddresses { .. } => {
-                self.undo().into_iter().collect()
-            }
+            Step::InsertRule { .. }
+            | Step::SetSysctl { .. }
+            | Step::MoveAddresses { .. }
+            | Step::AddNamespace { .. } => self.undo().into_iter().collect(),
             Step::EnableForwarding { family, before } => {
                 vec![Step::RestoreForwarding { family, before }]
             }
@@ -222,10 +235,12 @@ impl Step {
             Step::ReplaceTable { was: None, .. }
             | Step::InsertRule { .. }
             | Step::MakeDir { .. }
+            | Step::AddNamespace { .. }
             | Step::StartDnsmasq { .. } => Effect::Adds,
             Step::DeleteTable { .. }
             | Step::DeleteRule { .. }
             | Step::StopDnsmasq { .. }
+            | Step::DeleteNamespace { .. }
             | Step::RemoveDir { .. } => Effect::Removes,
             Step::ReplaceTable { was: Some(_), .. }
             | Step::SetSysctl { .. }
@@ -342,6 +357,8 @@ impl fmt::Display for Step {
                 write!(f, "sysctl -w {}=1", forwarding_key(*family))
             }
             Step::RestoreForwarding { family, before } => f.write_str(&restore(*family, before)),
+            Step::AddNamespace { name } => write!(f, "ip netns add {name}"),
+            Step::DeleteNamespace { name } => write!(f, "ip netns delete {name}"),
             Step::MakeDir { dir } => write!(f, "mkdir -p {}", dir.display()),
             Step::StartDnsmasq { dir, files } => {
                 write_file(f, dir, files::CONF, &files.conf)?;

@@ -91,6 +91,15 @@ impl Keeper {
         up.filter_map(|dir| dnsmasq::running(&dir)).collect()
     }
 
+    /// The tenants whose networks are up.
+    ///
+    /// # Errors
+    /// The journal can't be read.
+    pub fn tenants(&self) -> Result<BTreeSet<Name>, Error> {
+        let journal = Journal::read(&self.run_dir)?;
+        Ok(journal.tenants().into_iter().cloned().collect())
+    }
+
     /// Looks at the host and sets right what has drifted.
     ///
     /// # Errors

@@ -7,7 +7,8 @@
 //! was just now ([`GAP`]): a host on which something changes all the time is looked at twice a second. What is set right makes
 //! notices as well, so that a look follows, which finds nothing.
 //!
-//! A sysctl changes without notice, and so do the tables of iptables-legacy; a dnsmasq that another ringtap starts is not held
+//! Tenants' namespaces are listened in as the host's own. A sysctl changes without notice, and so do the tables of
+//! iptables-legacy and the names of namespaces; a dnsmasq that another ringtap starts is not held
 //! before the next look. For those the host is looked at every [`REGULARLY`].
 //!
 //! While another ringtap holds the run directory's lock, there is no look; it waits by a timer and not in the kernel, so that
@@ -20,18 +21,23 @@ mod keeper;
 mod notices;
 mod patience;
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
+use std::mem;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::{Error, list, ready};
+use super::plan::namespace;
+use super::{Error, list, netns, ready};
 use crate::cli::NetworkArgs;
 use crate::programs::Process;
 use crate::report::{causes, say};
 use crate::signals::{EndRequests, ReloadRequests};
+use crate::types::Name;
 use keeper::{Keeper, Looked};
 use notices::Notices;
 
@@ -53,6 +59,7 @@ const LINKS: u32 = 2;
 const TABLES: u32 = 3;
 const SOON: u32 = 4;
 const REGULAR: u32 = 5;
+const TENANTS: u32 = 6;
 /// The dnsmasq of pid 0; there is none, but the others follow.
 const SERVERS: u32 = 16;
 
@@ -79,6 +86,28 @@ fn run(watcher: Watcher) -> io::Result<()> {
     }
 }
 
+/// Notices of a namespace of a tenant's.
+struct Elsewhere {
+    id: netns::Id,
+    notices: [Notices; 2],
+}
+
+impl Elsewhere {
+    /// None where there is no such namespace.
+    fn of(tenant: &Name) -> io::Result<Option<Self>> {
+        let name = namespace(tenant);
+        let Some(id) = netns::id(&name) else {
+            return Ok(None);
+        };
+        let notices = || Ok([Notices::of_links()?, Notices::of_tables()?]);
+        let notices: io::Result<_> = netns::within(&name, notices)?;
+        Ok(Some(Self {
+            id,
+            notices: notices?,
+        }))
+    }
+}
+
 struct Watcher {
     keeper: Keeper,
     end_requests: EndRequests,
@@ -94,6 +123,8 @@ struct Watcher {
     /// When the last look ended.
     looked: Option<Instant>,
     servers: Vec<Process>,
+    /// What is heard of the namespaces of tenants.
+    tenants: BTreeMap<Name, Elsewhere>,
     end: Option<io::Result<()>>,
 }
 
@@ -110,6 +141,7 @@ impl Watcher {
             due: false,
             looked: None,
             servers: Vec::new(),
+            tenants: BTreeMap::new(),
             end: None,
         })
     }
@@ -133,6 +165,11 @@ impl Watcher {
             }
             TABLES => {
                 self.tables.drain()?;
+                self.look_soon()
+            }
+            TENANTS => {
+                let mut notices = self.tenants.values().flat_map(|it| &it.notices);
+                notices.try_for_each(Notices::drain)?;
                 self.look_soon()
             }
             SOON => {
@@ -168,6 +205,7 @@ impl Watcher {
     fn look(&mut self, ops: &mut EventOps) -> io::Result<()> {
         // Held before the look: one that ends after it has been seen is heard of.
         self.hold_servers(ops)?;
+        self.hear_of_tenants(ops)?;
         let looked = self.keeper.look();
         let first = self.looked.replace(Instant::now()).is_none();
         match looked {
@@ -190,6 +228,35 @@ impl Watcher {
                 let event = Events::with_data(&server, SERVERS + server.pid, EventSet::IN);
                 ops.add(event).map_err(io::Error::other)?;
                 self.servers.push(server);
+            }
+        }
+        Ok(())
+    }
+
+    /// Listens in the namespaces of tenants. Of one that is gone nothing may be held: the kernel would keep it.
+    fn hear_of_tenants(&mut self, ops: &mut EventOps) -> io::Result<()> {
+        let up = self.keeper.tenants().map_err(io::Error::other)?;
+        let heard = mem::take(&mut self.tenants);
+        for (tenant, elsewhere) in heard {
+            if up.contains(&tenant) && netns::id(&namespace(&tenant)) == Some(elsewhere.id) {
+                self.tenants.insert(tenant, elsewhere);
+                continue;
+            }
+            for notices in &elsewhere.notices {
+                ops.remove(Events::empty(notices))
+                    .map_err(io::Error::other)?;
+            }
+        }
+        for tenant in up {
+            let Entry::Vacant(place) = self.tenants.entry(tenant) else {
+                continue;
+            };
+            if let Some(elsewhere) = Elsewhere::of(place.key())? {
+                for notices in &elsewhere.notices {
+                    let event = Events::with_data(notices, TENANTS, EventSet::IN);
+                    ops.add(event).map_err(io::Error::other)?;
+                }
+                place.insert(elsewhere);
             }
         }
         Ok(())
