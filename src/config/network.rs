@@ -223,6 +223,8 @@ pub enum Mode {
         peers: MacvtapMode,
         /// Whether the host gets a link beside them, to which what it has on the uplink moves.
         shim: bool,
+        /// Whether they are made even where the LAN looks as if it took one MAC address alone.
+        force: bool,
     },
 }
 
@@ -512,8 +514,7 @@ fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
     only_for("macvtap-mode", section.has("macvtap-mode"), "macvtap");
     only_for("proxy", section.has("proxy"), "routed");
     only_for("shim", shim.is_some(), "macvtap");
-    only_for("force", force.is_some(), "bridge");
-    for key in ["uplink", "vlan"]
+    for key in ["uplink", "vlan", "force"]
         .into_iter()
         .filter(|key| section.has(key))
     {
@@ -536,9 +537,9 @@ fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
         },
         "open" => Mode::Open,
         "bridge" => Mode::Bridge {
-            bridge: read_lan_bridge(reader, section, force.unwrap_or(false))?,
+            bridge: read_lan_bridge(reader, section, force == Some(true))?,
         },
-        "macvtap" => read_macvtap(reader, section, shim.unwrap_or(false))?,
+        "macvtap" => read_macvtap(reader, section, shim == Some(true), force == Some(true))?,
         _ => {
             let cause = format!("unknown mode {:?}", text.value);
             let remedy = suggest(text.value, Mode::NAMES);
@@ -578,7 +579,12 @@ fn read_lan_bridge<'t>(
     Some(LanBridge::There(bridge.value))
 }
 
-fn read_macvtap<'t>(reader: &Reader<'t>, section: &Section<'t>, shim: bool) -> Option<Mode> {
+fn read_macvtap<'t>(
+    reader: &Reader<'t>,
+    section: &Section<'t>,
+    shim: bool,
+    force: bool,
+) -> Option<Mode> {
     let uplink = uplink::read(reader, section);
     let peers = match reader.text(section, "macvtap-mode") {
         Some(text) => {
@@ -602,6 +608,7 @@ fn read_macvtap<'t>(reader: &Reader<'t>, section: &Section<'t>, shim: bool) -> O
         uplink,
         peers,
         shim,
+        force,
     })
 }
 

@@ -69,7 +69,7 @@ pub(super) fn clashes(config: &Config, networks: &[&Network], inventory: &Invent
             lan::clash(network, inventory)
         } else {
             no_ipv6(network, inventory)
-                .or_else(|| no_proxy(network, inventory))
+                .or_else(|| no_proxy(network, networks, inventory))
                 .or_else(|| taken_single(network, inventory))
                 .or_else(|| {
                     taken_name(
@@ -138,16 +138,31 @@ fn own_kind(network: &Network) -> &'static str {
     }
 }
 
-/// A link to answer on that is not there.
-fn no_proxy(network: &Network, inventory: &Inventory) -> Option<(String, String)> {
+/// A link to answer on that is not there, or is or becomes the port of a bridge, which then sees who asks in its place.
+fn no_proxy(
+    network: &Network,
+    networks: &[&Network],
+    inventory: &Inventory,
+) -> Option<(String, String)> {
     let link = network.proxy.as_ref()?;
-    let missing = inventory.link(link.as_str()).is_none();
-    missing.then(|| {
-        (
+    let on_lan = networks.iter().filter(|it| it.is_lan());
+    let mut bridged = on_lan.filter(|it| it.has_own_bridge());
+    let found = inventory.link(link.as_str());
+    if found.is_none() && !bridged.clone().any(|it| it.own_bridge() == *link) {
+        return Some((
             format!("the host has no link `{link}` to answer on"),
             "name the link that the provider's cable is in".to_owned(),
-        )
-    })
+        ));
+    }
+    let over_it = bridged.find(|it| it.uplink().is_some_and(|uplink| uplink.link() == *link));
+    let master = match over_it {
+        Some(it) => it.own_bridge().to_string(),
+        None => found?.master.clone()?,
+    };
+    Some((
+        format!("`{link}` is a port of `{master}`, which gets the frames of those who ask"),
+        format!("write proxy = \"{master}\""),
+    ))
 }
 
 /// A guest's single address that the host has itself, or sends elsewhere. That it is of a subnet of the host's is why

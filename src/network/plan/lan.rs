@@ -225,12 +225,18 @@ pub(super) fn clash(network: &Network, inventory: &Inventory) -> Option<(String,
                 .or_else(|| unbridgeable(uplink, *force, inventory))
                 .or_else(|| large_mtu(network, uplink.hardware().first()?, inventory))
         }
-        Mode::Macvtap { uplink, shim, .. } => uplink::clash(uplink, None, inventory)
+        Mode::Macvtap {
+            uplink,
+            shim,
+            force,
+            ..
+        } => uplink::clash(uplink, None, inventory)
             .or_else(|| {
                 let mac = bridge::bridge_mac(network);
                 let taken = || clash::taken_name(network, "macvlan", mac, inventory);
                 shim.then(taken).flatten()
             })
+            .or_else(|| one_mac(uplink, *force, inventory))
             .or_else(|| large_mtu(network, uplink.hardware().first()?, inventory)),
         _ => None,
     }
@@ -271,33 +277,54 @@ fn heedless(network: &Network, name: &IfName, inventory: &Inventory) -> Option<(
 
 /// Why an uplink had better not be bridged.
 fn unbridgeable(uplink: &Uplink, force: bool, inventory: &Inventory) -> Option<(String, String)> {
-    let links = uplink.hardware().iter();
-    let mut found = links.filter_map(|link| inventory.link(link.as_str()));
-    found.find_map(|link| {
+    let is_bridge = |link: &&Link| link.kind.as_deref() == Some("bridge");
+    if let Some(link) = hardware_links(uplink, inventory).find(is_bridge) {
         let name = &link.name;
-        if link.kind.as_deref() == Some("bridge") {
-            let cause = format!("`{name}` is a bridge itself");
-            return Some((cause, format!("write bridge = \"{name}\" instead of uplink")));
-        }
+        let cause = format!("`{name}` is a bridge itself");
+        return Some((
+            cause,
+            format!("write bridge = \"{name}\" instead of uplink"),
+        ));
+    }
+    one_mac(uplink, force, inventory).or_else(|| {
+        let mut links = hardware_links(uplink, inventory);
+        let leased = links.find(|link| link.leased && !force && uplink.vlan.is_none())?;
+        let cause = format!("a DHCP client looks after the address of `{}`, and can't on a port of a bridge", leased.name);
+        let remedy = "give the host a fixed address, or make the bridge in the distribution's way and write \
+                      bridge = \"br0\", or force = true if the address stays for good";
+        Some((cause, remedy.to_owned()))
+    })
+}
+
+/// Why guests had better not show MAC addresses of their own on an uplink.
+fn one_mac(uplink: &Uplink, force: bool, inventory: &Inventory) -> Option<(String, String)> {
+    hardware_links(uplink, inventory).find_map(|link| {
         if link.wireless {
-            let cause = format!("`{name}` is wireless: its access point takes the host's address alone");
+            let cause = format!(
+                "`{}` is wireless: its access point takes the host's address alone",
+                link.name
+            );
             return Some((cause, "use mode = \"nat\" or \"routed\"".to_owned()));
         }
         if force || uplink.vlan.is_some() {
             return None;
         }
-        if let Some(why) = takes_one_mac(link, inventory) {
-            let cause = format!("{why}: many a provider cuts off hosts that show other MAC addresses than their own");
-            let remedy = "use mode = \"routed\", or write force = true if it takes them";
-            return Some((cause, remedy.to_owned()));
-        }
-        link.leased.then(|| {
-            let cause = format!("a DHCP client looks after the address of `{name}`, and can't on a port of a bridge");
-            let remedy = "give the host a fixed address, or make the bridge in the distribution's way and write \
-                          bridge = \"br0\", or force = true if the address stays for good";
-            (cause, remedy.to_owned())
-        })
+        let why = takes_one_mac(link, inventory)?;
+        let cause = format!(
+            "{why}: many a provider cuts off hosts that show other MAC addresses than their own"
+        );
+        let remedy = "use mode = \"routed\", or write force = true if it takes them";
+        Some((cause, remedy.to_owned()))
     })
+}
+
+/// The links of the host that an uplink is made of, as far as they are there.
+fn hardware_links<'i>(
+    uplink: &'i Uplink,
+    inventory: &'i Inventory,
+) -> impl Iterator<Item = &'i Link> {
+    let links = uplink.hardware().iter();
+    links.filter_map(|link| inventory.link(link.as_str()))
 }
 
 /// Signs of a host that is alone on its cable, as hosters have them.
