@@ -43,6 +43,30 @@ pub const DNSMASQ: Tool = Tool {
     package: "dnsmasq-base",
 };
 
+/// Open vSwitch's database.
+pub const OVS_VSCTL: Tool = Tool {
+    name: "ovs-vsctl",
+    package: "openvswitch-switch",
+};
+
+/// Open vSwitch's flows.
+pub const OVS_OFCTL: Tool = Tool {
+    name: "ovs-ofctl",
+    package: "openvswitch-common",
+};
+
+/// Open vSwitch's daemons.
+pub const OVS_APPCTL: Tool = Tool {
+    name: "ovs-appctl",
+    package: "openvswitch-common",
+};
+
+/// Open vSwitch's part in the kernel.
+pub const OVS_DPCTL: Tool = Tool {
+    name: "ovs-dpctl",
+    package: "openvswitch-switch",
+};
+
 /// The machine that guests run on.
 pub const QEMU: Tool = Tool {
     name: "qemu-system-x86_64",
@@ -195,10 +219,18 @@ fn explain(tool: Tool, message: &str) -> String {
     } else if tool == DNSMASQ && message.contains("Address already in use") {
         "; another DNS or DHCP server has taken every address of this host: \
          let it listen on its own alone (`ss -lunp 'sport = :53 or sport = :67'` shows it)"
+    } else if tool == OVS_VSCTL && is_silence(message) {
+        "; Open vSwitch does not answer: systemctl restart openvswitch-switch"
     } else {
         ""
     };
     format!("{message}{remedy}")
+}
+
+/// Whether ovs-vsctl says that a daemon does not answer: the database, or ovs-vswitchd within its time.
+fn is_silence(message: &str) -> bool {
+    let signs = ["database connection failed", "Alarm clock"];
+    signs.iter().any(|sign| message.contains(sign))
 }
 
 /// A running process, held so that nobody else can have its pid.

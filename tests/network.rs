@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use ringtap::network::inventory::Inventory;
-use ringtap::network::port;
+use ringtap::network::port::Port;
 use support::host::{self, Host, nic};
 use support::netns::{self, Netns, difference, require, until};
 
@@ -621,9 +621,8 @@ fn a_network_in_use_is_not_taken_down() {
     let nic = nic("default", "52:54:00:00:00:01".parse().unwrap());
     let config = host.config();
     let network = config.networks.values().next().unwrap();
-    host.netns
-        .within(|| port::attach(&tap, &nic, network))
-        .unwrap();
+    let port = Port::new(&tap, &nic, network, &host.run_dir());
+    host.netns.within(|| port.attach(&nic, network)).unwrap();
     let link = host.netns.run("ip link show tap-web1-0");
     assert!(
         link.contains("master rt-default") && link.contains("mtu 1400"),
@@ -636,13 +635,11 @@ fn a_network_in_use_is_not_taken_down() {
     host.ringtap(&["down"])
         .failed(1, &["tap-web1-0", "stop the guests first"]);
     host.is_as(&is_up);
-    host.netns.within(|| port::delete(&tap)).unwrap();
-    host.netns
-        .within(|| port::delete(&tap))
-        .expect("absent is fine");
+    host.netns.within(|| port.delete()).unwrap();
+    host.netns.within(|| port.delete()).expect("absent is fine");
     let missing = host
         .netns
-        .within(|| port::attach(&tap, &nic, network))
+        .within(|| port.attach(&nic, network))
         .unwrap_err();
     assert!(missing.to_string().contains("tap-web1-0"), "{missing}");
     host.ringtap(&["down"]).succeeded();

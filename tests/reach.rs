@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use ringtap::network::port;
+use ringtap::network::port::Port;
 use ringtap::types::MacAddr;
 use serde_json::Value;
 use support::golden;
@@ -90,7 +90,8 @@ fn guest(host: &Host, network: &str, number: u8) -> Party {
     let plugged = host.netns.within(|| {
         let nic = nic(network, MacAddr::derived_from(&port));
         let network = config.network(&nic.network).unwrap();
-        port::attach(&port.parse().unwrap(), &nic, network)
+        let port = Port::new(&port.parse().unwrap(), &nic, network, &host.run_dir());
+        port.attach(&nic, network)
     });
     plugged.unwrap();
     let mac = host

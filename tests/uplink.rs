@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use libtest_mimic::Trial;
 use ringtap::config::Config;
-use ringtap::network::port;
+use ringtap::network::port::Port;
 use support::host::{Host, Said};
 use support::kernel::{Feature, run, trial};
 use support::netns::{Netns, until};
@@ -485,10 +485,8 @@ fn plugged(world: &World, guest: &str) -> Netns {
     let nic = &config.guests[&guest.parse().unwrap()].nics[0];
     let network = &config.networks[&nic.network];
     world.host.netns.join(guest, &there, "eth0");
-    let attached = world
-        .host
-        .netns
-        .within(|| port::attach(&guest.parse().unwrap(), nic, network));
+    let port = Port::new(&guest.parse().unwrap(), nic, network, &world.host.run_dir());
+    let attached = world.host.netns.within(|| port.attach(nic, network));
     attached.unwrap();
     there
 }

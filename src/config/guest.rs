@@ -251,7 +251,7 @@ fn read_nic<'t>(
     let own = Rates::read(reader, table);
     let (name, network) = network?;
     if let Some(network) = &network.value {
-        if !vlans.is_default() && !network.vlan_filtering {
+        if !vlans.is_default() && !network.heeds_vlans() {
             let key = if vlans.untagged.is_some() {
                 "vlan"
             } else {

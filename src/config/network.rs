@@ -11,6 +11,7 @@ use super::forward::Forward;
 use super::problem::suggest;
 use super::reader::{At, Reader, Section};
 use super::route::{self, StaticRoute};
+use super::switch::{self, Switch};
 use super::tenant;
 use super::uplink::{self, Uplink};
 use super::values::{DhcpRange, Domain, Prefix, Subnet};
@@ -30,6 +31,8 @@ pub struct Network {
     pub mode: Mode,
     /// Whose it is, if its gateway is not the host itself but a router of that tenant's.
     pub tenant: Option<Name>,
+    /// What its bridge is.
+    pub switch: Switch,
     /// Its IPv4 addresses.
     pub ipv4: Option<Ipv4>,
     /// Its IPv6 addresses.
@@ -50,7 +53,7 @@ pub struct Network {
     pub forwards: Vec<Forward>,
     /// Whether its guests are kept from each other.
     pub isolate_guests: bool,
-    /// Whether its bridge heeds the VLANs of its ports.
+    /// Whether its bridge, one of the kernel's, heeds the VLANs of its ports.
     pub vlan_filtering: bool,
     /// The MTU of the bridge, the taps and the guests; where there is none, the kernel's default as far as the uplink has it.
     pub mtu: Option<Mtu>,
@@ -134,6 +137,11 @@ impl Network {
     /// Whether ringtap makes a bridge for it.
     pub fn has_own_bridge(&self) -> bool {
         self.trunk() == self.own_bridge()
+    }
+
+    /// Whether NICs on it can be in VLANs.
+    pub fn heeds_vlans(&self) -> bool {
+        self.vlan_filtering || self.switch.is_ovs()
     }
 
     /// Whether its guests are on somebody else's network, and ringtap brings no more than their ports.
@@ -321,10 +329,13 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
         "force",
         "macvtap-mode",
         "shim",
+        "switch",
+        "datapath",
     ];
     reader.known_keys(&section, &known);
     let mode = read_mode(reader, &section);
-    let tenant = tenant::read(reader, &section, mode.as_ref());
+    let switch = switch::read(reader, &section, mode.as_ref());
+    let tenant = tenant::read(reader, &section, mode.as_ref(), &switch);
     let subnet = read_net::<Subnet>(reader, &section, "subnet", "192.168.100.0/24");
     let prefix = read_net::<Prefix>(reader, &section, "ipv6", "fd00:100::/64");
     let served = mode.as_ref().is_none_or(Mode::has_host);
@@ -383,6 +394,7 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
         Some(Network {
             mode: mode?,
             tenant: tenant?,
+            switch,
             ipv4: subnet.map(|subnet| Ipv4 {
                 subnet,
                 dhcp: range.unwrap_or_else(|| subnet.guests()),

@@ -13,7 +13,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::reader::{Reader, Section};
 use super::{
     Config, Dhcp, Dns, Forward, Ipv4, Mode, Network, Prefix, Rates, ReadMap, StaticRoute, Subnet,
-    Target, overlap,
+    Switch, Target, overlap,
 };
 use crate::types::{Family, Name, fnv1a};
 
@@ -91,6 +91,7 @@ pub(super) fn read<'t>(
     reader: &Reader<'t>,
     section: &Section<'t>,
     mode: Option<&Mode>,
+    switch: &Switch,
 ) -> Option<Option<Name>> {
     if !section.has("tenant") {
         return Some(None);
@@ -103,6 +104,11 @@ pub(super) fn read<'t>(
     let tenant = tenant.value;
     if router_name(&tenant).is_none() {
         refuse(format!("{tenant} is too long"), "choose up to 56 letters");
+        return None;
+    }
+    if switch.is_ovs() {
+        let cause = "Open vSwitch has its bridges on the host, and a tenant's are elsewhere";
+        refuse(cause.to_owned(), "leave out tenant, or switch");
         return None;
     }
     let (cause, remedy) = match mode {
@@ -155,6 +161,7 @@ fn router(config: &Config, tenant: Name, (subnet, prefix): (Subnet, Prefix)) -> 
         name: router_name(&tenant)?,
         mode: Mode::Router { tenant },
         tenant: None,
+        switch: Switch::Linux,
         ipv4: has(Family::Ipv4).then(|| Ipv4 {
             subnet,
             dhcp: subnet.guests(),

@@ -115,7 +115,8 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, GuestError> {
     let networks = guest.nics.iter().map(|nic| nic.network.clone()).collect();
     let _plugged = network::plug(&args.host, &config, &networks)?;
     let dir = GuestDir::lock(&args.host.run_dir, &guest.name)?;
-    let nics = start_nics(&config, guest, dir.path())?;
+    let run_dir = network::run_dir_path(&args.host.run_dir)?;
+    let nics = start_nics(&config, guest, &run_dir, dir.path())?;
     let qemu = start_qemu(guest, &nics, accel, version)?;
     match supervise(qemu, nics, signals).map_err(GuestError::Supervision)? {
         End::Qemu(status) if !status.success() => Err(GuestError::Qemu {
@@ -147,10 +148,16 @@ fn check_files(guest: &Guest) -> Result<(), GuestError> {
     Ok(())
 }
 
-fn start_nics(config: &Config, guest: &Guest, dir: &Path) -> Result<Vec<HostNic>, GuestError> {
+fn start_nics(
+    config: &Config,
+    guest: &Guest,
+    run_dir: &Path,
+    dir: &Path,
+) -> Result<Vec<HostNic>, GuestError> {
     let start = |(index, nic): (usize, &crate::config::Nic)| {
         let network = config.network(&nic.network)?;
-        HostNic::start(guest, index, network, dir).map_err(|cause| GuestError::Nic {
+        let started = HostNic::start(guest, index, network, run_dir, dir);
+        started.map_err(|cause| GuestError::Nic {
             guest: guest.name.clone(),
             index,
             cause,

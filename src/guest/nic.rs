@@ -12,11 +12,9 @@ use super::process::{Process, background, last_line};
 use super::qemu::Wiring;
 use crate::backend::{BackendArgs, Endpoint, HostLink, StatsAddr};
 use crate::config::{Guest, Mode, Network};
-use crate::network;
-use crate::network::apply::netlink::NetlinkError;
-use crate::network::port::beside;
+use crate::network::port::{self, PortError, beside};
 use crate::tap::{Tap, TapError};
-use crate::types::{IfName, Mtu, Name};
+use crate::types::{IfName, Mtu};
 
 /// How long a backend may take until front-ends can connect.
 const READY_LIMIT: Duration = Duration::from_secs(10);
@@ -32,7 +30,7 @@ pub enum NicError {
     Tap(#[from] TapError),
     /// Its tap can't be plugged into the bridge.
     #[error(transparent)]
-    Port(#[from] NetlinkError),
+    Port(#[from] PortError),
     /// The namespace of the network's tenant can't be entered.
     #[error("the network namespace of the tenant can't be entered (which needs CAP_SYS_ADMIN)")]
     Namespace(#[source] io::Error),
@@ -65,23 +63,12 @@ pub fn stats_socket(dir: &Path, index: usize) -> PathBuf {
 
 /// A tap that is deleted when this value is dropped.
 #[derive(Debug)]
-struct Port {
-    tap: IfName,
-    /// The tenant in whose namespace it is, if it is one's.
-    tenant: Option<Name>,
-}
-
-impl Port {
-    fn delete(&self) -> Result<(), NicError> {
-        let delete = || network::port::delete(&self.tap);
-        Ok(beside(self.tenant.as_ref(), delete).map_err(NicError::Namespace)??)
-    }
-}
+struct Port(port::Port);
 
 impl Drop for Port {
     fn drop(&mut self) {
-        if let Err(error) = self.delete() {
-            tracing::warn!("tap {} stays: {error}", self.tap);
+        if let Err(error) = self.0.delete() {
+            tracing::warn!("tap {} stays: {error}", self.0.link);
         }
     }
 }
@@ -97,7 +84,7 @@ pub struct HostNic {
 }
 
 impl HostNic {
-    /// Makes the tap of `guest`'s NIC number `index` on `network`, and starts its backend in `dir`. Returns when
+    /// Makes the tap of `guest`'s NIC number `index` on `network`, for the ringtap with this run directory, and starts its backend in `dir`. Returns when
     /// front-ends can connect.
     ///
     /// # Errors
@@ -106,9 +93,10 @@ impl HostNic {
         guest: &Guest,
         index: usize,
         network: &Network,
+        run_dir: &Path,
         dir: &Path,
     ) -> Result<Self, NicError> {
-        let start = || Self::start_here(guest, index, network, dir);
+        let start = || Self::start_here(guest, index, network, run_dir, dir);
         beside(network.tenant.as_ref(), start).map_err(NicError::Namespace)?
     }
 
@@ -117,6 +105,7 @@ impl HostNic {
         guest: &Guest,
         index: usize,
         network: &Network,
+        run_dir: &Path,
         dir: &Path,
     ) -> Result<Self, NicError> {
         let nic = &guest.nics[index];
@@ -128,11 +117,8 @@ impl HostNic {
                 HostLink::Tap(tap.clone())
             }
         };
-        let port = Port {
-            tap: tap.clone(),
-            tenant: network.tenant.clone(),
-        };
-        let mtu = network::port::attach(&tap, nic, network)?;
+        let port = Port(port::Port::new(&tap, nic, network, run_dir));
+        let attached = port.0.attach(nic, network)?;
         let socket = dir.join(format!("nic{index}.sock"));
         let args = BackendArgs {
             queue_pairs: nic.queue_pairs,
@@ -147,7 +133,8 @@ impl HostNic {
             socket,
             mac: nic.mac,
             queue_pairs: nic.queue_pairs,
-            mtu: host_mtu(network, mtu),
+            mtu: host_mtu(network, attached.mtu),
+            checksums: attached.checksums,
         };
         Ok(Self {
             backend,
@@ -170,7 +157,7 @@ impl HostNic {
 
     /// The tap, for messages.
     pub fn tap(&self) -> &IfName {
-        &self.port.tap
+        &self.port.0.link
     }
 
     /// What the backend said last.
@@ -184,7 +171,8 @@ impl HostNic {
     /// Where the process can't be started.
     pub fn restart(&mut self) -> Result<(), NicError> {
         let spawn = || spawn(&self.args, &self.log, None);
-        self.backend = beside(self.port.tenant.as_ref(), spawn).map_err(NicError::Namespace)??;
+        self.backend =
+            beside(self.port.0.tenant.as_ref(), spawn).map_err(NicError::Namespace)??;
         Ok(())
     }
 }

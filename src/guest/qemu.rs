@@ -54,6 +54,8 @@ pub struct Wiring {
     pub queue_pairs: QueuePairs,
     /// The largest packet, where that is not the usual.
     pub mtu: Option<Mtu>,
+    /// Whether the guest may leave checksums to others.
+    pub checksums: bool,
 }
 
 /// The words after the program's name that run `guest` with these NICs, its console on standard input and output.
@@ -160,6 +162,9 @@ impl Args {
         if let Some(mtu) = nic.mtu {
             device.push_str(&format!(",host_mtu={mtu}"));
         }
+        if !nic.checksums {
+            device.push_str(",csum=off"); // and with it segments, which need them
+        }
         if guest.kernel.is_some() {
             device.push_str(",romfile="); // there is a kernel: no boot ROM need look for one
         }
@@ -226,6 +231,7 @@ mod tests {
             mac: guest.nics[0].mac,
             queue_pairs: QueuePairs::try_from(pairs).unwrap(),
             mtu: None,
+            checksums: true,
         };
         let words = argv(guest, &[nic], accel, version);
         let words: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();

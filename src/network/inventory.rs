@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::ovs::Ovs;
 use crate::config::{Protocol, StaticRoute};
 use crate::types::{Family, IfName, MacAddr, Name, VlanId};
 
@@ -63,6 +64,9 @@ pub struct Inventory {
     /// Chains of others that let not everything pass, and Docker's for a person's rules.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chains: Vec<Chain>,
+    /// Open vSwitch.
+    #[serde(default)]
+    pub ovs: Ovs,
     /// What ringtap has there already, by network.
     #[serde(default)]
     pub networks: BTreeMap<Name, Held>,

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::confirm;
-use super::plan::{LinkStep, Owner, Planned, Step};
+use super::plan::{LinkStep, OvsStep, Owner, Planned, Step};
 use crate::config::{Network, StaticRoute, Uplink};
 use crate::types::{IfName, Name};
 
@@ -81,16 +81,14 @@ pub struct Record {
 impl Record {
     /// The name of the link ringtap made: a bridge, or a macvlan for the host.
     pub fn own_link(&self) -> Option<&IfName> {
-        self.teardown.iter().find_map(|step| match step {
-            Step::Link(LinkStep::Delete { link, .. }) => Some(link),
-            _ => None,
-        })
+        self.teardown.iter().find_map(Step::deletes)
     }
 
     /// The link by which the bridge leaves the host.
     pub fn uplink(&self) -> Option<&IfName> {
         self.teardown.iter().find_map(|step| match step {
-            Step::Link(LinkStep::Release { port, .. }) => Some(port),
+            Step::Link(LinkStep::Release { port, .. })
+            | Step::Ovs(OvsStep::RemoveUplink { port, .. }) => Some(port),
             _ => None,
         })
     }

@@ -25,6 +25,7 @@ mod mended;
 mod netns;
 pub mod observe;
 mod origin;
+pub mod ovs;
 pub mod plan;
 mod plug;
 pub mod policy;
@@ -481,7 +482,10 @@ fn list(names: &BTreeSet<Name>) -> String {
 }
 
 /// The run directory from the root, of characters that mean nothing to dnsmasq's file or a shell.
-fn run_dir_path(given: &Path) -> Result<PathBuf, Error> {
+///
+/// # Errors
+/// It has others.
+pub fn run_dir_path(given: &Path) -> Result<PathBuf, Error> {
     let refused = |reason| Error::RunDirName {
         path: given.to_owned(),
         reason,

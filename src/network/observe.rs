@@ -1,7 +1,7 @@
 //! Looks at the host and changes nothing: fills an [`Inventory`].
 //!
 //! Links, addresses and routes come through rtnetlink, sysctls from `/proc`, tables from `nft`, chains of others from
-//! `iptables` too, processes from `/proc`. What ringtap made is what its journal says, as far as the host confirms it.
+//! `iptables` too, processes from `/proc`, bridges of Open vSwitch's from `ovs-vsctl`. What ringtap made is what its journal says, as far as the host confirms it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -24,9 +24,10 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use thiserror::Error;
 
 use super::apply::netlink::{Netlink, NetlinkError};
-use super::apply::{dnsmasq, nft, sysctl};
+use super::apply::{dnsmasq, nft, ovs, sysctl};
 use super::inventory::{BRIDGE_NF_CALL, Dnsmasq, Held, Inventory, Link, RESOLV_CONF, Route, Table};
 use super::journal::{Journal, Record};
+use super::ovs::OvsBridge;
 use super::plan::{NAMESPACE_PREFIX, files, namespace, network_dir, table_name};
 use super::{chains, listeners, netns};
 use crate::programs::ToolError;
@@ -96,6 +97,8 @@ fn observe_here(
         all.filter(|(_, record)| record.tenant.as_ref() == tenant)
     };
     let (mut links, names) = links(netlink)?;
+    let ovs = ovs::look();
+    note_masters(&mut links, &ovs.bridges);
     let routes = routes(netlink)?;
     for link in &mut links {
         let over = |message: &&RouteMessage| is_default_over(message, &link.name, &names);
@@ -119,6 +122,7 @@ fn observe_here(
         listeners: listeners::listeners().map_err(ObserveError::Listeners)?,
         shared_links: journal.links.keys().cloned().collect(),
         chains: chains::chains(&ruleset),
+        ovs,
         networks,
         resolv_conf: resolv_conf(),
         namespaces: BTreeSet::new(),
@@ -143,13 +147,34 @@ fn sysctls(links: &[Link], own_links: &[&IfName]) -> io::Result<BTreeMap<String,
     Ok(values)
 }
 
-/// The names of the ports of each bridge.
+/// Notes which bridge of Open vSwitch's a link is a port of; the kernel says another, or none.
+fn note_masters(links: &mut [Link], bridges: &BTreeMap<String, OvsBridge>) {
+    for (name, bridge) in bridges {
+        let ports = links.iter_mut();
+        let ports = ports.filter(|it| it.name != *name && bridge.ports.contains_key(&it.name));
+        ports.for_each(|port| port.master = Some(name.clone()));
+    }
+}
+
+/// The names of the ports of each bridge. On one of Open vSwitch's a port of ringtap's whose link is gone is none.
 ///
 /// # Errors
 /// The kernel can't be asked.
 pub fn ports(netlink: &Netlink) -> Result<BTreeMap<String, Vec<String>>, NetlinkError> {
-    let (links, _) = links(netlink)?;
+    let (mut links, _) = links(netlink)?;
+    // Where it does not answer, its bridges can't be taken away either.
+    let bridges = ovs::bridges_if_any();
+    note_masters(&mut links, &bridges);
     let mut ports: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (bridge, it) in bridges {
+        // Such as tunnels and cables between bridges, which are no links of the kernel's.
+        let without_link = it.ports.into_iter().filter(|(name, port)| {
+            let is_link = links.iter().any(|link| link.name == *name);
+            port.mark.is_none() && !is_link && *name != bridge
+        });
+        let names = without_link.map(|(name, _)| name).collect();
+        ports.insert(bridge, names);
+    }
     for link in links {
         if let Some(master) = link.master {
             ports.entry(master).or_default().push(link.name);

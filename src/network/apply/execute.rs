@@ -1,4 +1,4 @@
-//! Does steps: those on links and tables many at once, the others one by one.
+//! Does steps: those on links, tables and Open vSwitch many at once, the others one by one.
 
 use std::fs::{self, File};
 use std::io;
@@ -8,11 +8,14 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::netlink::{Netlink, NetlinkError};
+use super::ovs::{self, OvsError};
 use super::{dnsmasq, iptables, links, moves, nft, sysctl};
 use crate::network::inventory::forwarding_key;
 use crate::network::journal::make_dir;
 use crate::network::netns;
-use crate::network::plan::{LinkStep, Owner, Planned, Step, files, namespace, network_dir};
+use crate::network::plan::{
+    LinkStep, OvsStep, Owner, Planned, Step, files, namespace, network_dir,
+};
 use crate::programs::ToolError;
 
 /// Why a step failed.
@@ -21,6 +24,9 @@ pub enum StepError {
     /// A link or an address.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// Open vSwitch.
+    #[error(transparent)]
+    Ovs(#[from] OvsError),
     /// nft or dnsmasq.
     #[error(transparent)]
     Tool(#[from] ToolError),
@@ -76,6 +82,10 @@ impl Hands<'_> {
         if on_links.len() == batch.len() {
             return links::execute(self.netlink, &on_links);
         }
+        let on_ovs: Vec<&OvsStep> = batch.iter().filter_map(|p| p.step.on_ovs()).collect();
+        if on_ovs.len() == batch.len() {
+            return ovs::execute(self.netlink, &on_ovs, self.lock);
+        }
         let tables: Vec<_> = batch.iter().filter_map(|p| self.change_of(p)).collect();
         if tables.len() == batch.len() {
             let outcomes = nft::change(&tables, self.lock);
@@ -130,7 +140,8 @@ impl Hands<'_> {
             Step::ReloadDnsmasq { dir, files, .. } => dnsmasq::reload(dir, files)?,
             Step::StopDnsmasq { dir, .. } => dnsmasq::stop(dir)?,
             // Done in batches, above.
-            Step::Link(_) | Step::ReplaceTable { .. } | Step::DeleteTable { .. } => {}
+            Step::Link(_) | Step::Ovs(_) | Step::ReplaceTable { .. } | Step::DeleteTable { .. } => {
+            }
         }
         Ok(())
     }

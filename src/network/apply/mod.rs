@@ -11,6 +11,7 @@ mod links;
 mod moves;
 pub mod netlink;
 pub mod nft;
+pub mod ovs;
 mod schedule;
 pub mod sysctl;
 
@@ -222,6 +223,9 @@ pub fn down(
     names: &[Name],
 ) -> Result<Vec<String>, RunDirError> {
     let mut failures = Vec::new();
+    if let Err(error) = sweep(run_dir, netlink, names) {
+        failures.push(format!("ports that guests have left: {}", causes(&error)));
+    }
     let of_names = |owner: &Owner, journal: &Journal| match owner {
         Owner::Network(name) => names.contains(name) && journal.router_on(name).is_none(),
         _ => false,
@@ -255,6 +259,15 @@ pub fn down(
     }
     run_dir.save()?;
     Ok(failures)
+}
+
+/// Deletes what guests of `names` that were killed have left in Open vSwitch: what is there of a guest is in no journal.
+fn sweep(run_dir: &RunDir, netlink: &Netlink, names: &[Name]) -> Result<(), StepError> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let links = netlink.links()?.into_keys().collect();
+    Ok(ovs::sweep(names, run_dir.path(), &links)?)
 }
 
 fn failure(planned: &Planned, error: &StepError) -> String {

@@ -503,6 +503,26 @@ impl Netlink {
         self.do_one(Request::set_up(name, &self.there(name)?))
     }
 
+    /// Sets `name` down.
+    ///
+    /// # Errors
+    /// The kernel's, or there is no such link.
+    pub fn set_down(&self, name: &IfName) -> Result<(), NetlinkError> {
+        self.do_one(Request::set_down(name, &self.there(name)?))
+    }
+
+    /// Gives `tap`, which is to be a port of `bridge`, the bridge's MTU or the one given.
+    ///
+    /// # Errors
+    /// The kernel's, or either is missing.
+    pub fn fit(&self, tap: &IfName, bridge: &IfName, mtu: Option<Mtu>) -> Result<(), NetlinkError> {
+        let mtu = match mtu {
+            Some(mtu) => mtu.into(),
+            None => self.mtu(bridge)?,
+        };
+        self.set_mtu(tap, mtu)
+    }
+
     /// Makes `tap` a port of `bridge`, of the bridge's MTU or the one given.
     ///
     /// # Errors

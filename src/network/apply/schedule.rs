@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::network::plan::{LinkStep, Owner, Planned, Step};
+use crate::network::plan::{LinkStep, OvsStep, Owner, Planned, Step};
 
 /// What belongs together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,11 +17,13 @@ enum Kind {
     LinksThatEnd,
     Namespaces,
     LinksThatStart,
+    Switches,
     Sysctls,
     Addresses,
     Tables,
     Rules,
     Open,
+    Ports,
     RoutesThatEnd,
     RoutesThatStart,
     ServersThatEnd,
@@ -30,12 +32,13 @@ enum Kind {
 }
 
 /// The order in which a host comes about.
-const FORWARDS: [Kind; 15] = [
+const FORWARDS: [Kind; 17] = [
     Kind::Uplinks,
     Kind::Dirs,
     Kind::LinksThatEnd,
     Kind::Namespaces,
     Kind::LinksThatStart,
+    Kind::Switches,
     Kind::ServersThatEnd,
     Kind::RoutesThatEnd,
     Kind::Sysctls,
@@ -43,6 +46,7 @@ const FORWARDS: [Kind; 15] = [
     Kind::Tables,
     Kind::Rules,
     Kind::Open,
+    Kind::Ports,
     Kind::RoutesThatStart,
     Kind::ServersThatStart,
     Kind::Forwarding,
@@ -50,10 +54,11 @@ const FORWARDS: [Kind; 15] = [
 
 /// The order in which it goes, or is again what it was. That is not the other way about throughout: either way a server
 /// starts on addresses that are there, a route needs one to lead by, and an IPv6 address comes after the sysctl that allows it.
-const BACKWARDS: [Kind; 15] = [
+const BACKWARDS: [Kind; 17] = [
     Kind::Forwarding,
     Kind::ServersThatEnd,
     Kind::RoutesThatEnd,
+    Kind::Ports,
     Kind::Open,
     Kind::Rules,
     Kind::Tables,
@@ -61,6 +66,7 @@ const BACKWARDS: [Kind; 15] = [
     Kind::Addresses,
     Kind::RoutesThatStart,
     Kind::ServersThatStart,
+    Kind::Switches,
     Kind::LinksThatEnd,
     Kind::LinksThatStart,
     Kind::Namespaces,
@@ -80,6 +86,13 @@ impl Kind {
             Step::StopDnsmasq { .. } => Self::ServersThatEnd,
             Step::StartDnsmasq { .. } | Step::ReloadDnsmasq { .. } => Self::ServersThatStart,
             Step::EnableForwarding { .. } | Step::RestoreForwarding { .. } => Self::Forwarding,
+            Step::Ovs(step) => match step {
+                OvsStep::AddSwitch { .. }
+                | OvsStep::DeleteSwitch { .. }
+                | OvsStep::SetSwitchMtu { .. } => Self::Switches,
+                OvsStep::AddUplink { .. } | OvsStep::RemoveUplink { .. } => Self::Uplinks,
+                OvsStep::SetPort { .. } | OvsStep::DeletePort { .. } => Self::Ports,
+            },
             Step::Link(step) => match step {
                 LinkStep::Add { .. } => Self::LinksThatStart,
                 LinkStep::Delete { .. } => Self::LinksThatEnd,
@@ -103,6 +116,8 @@ impl Kind {
             self,
             Self::LinksThatEnd
                 | Self::LinksThatStart
+                | Self::Switches
+                | Self::Ports
                 | Self::Addresses
                 | Self::Tables
                 | Self::Open

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::link_step::{Kind, LinkStep};
 use super::step::Step;
-use super::{dnsmasq, firewall, mtu, network_dir, rules, sysctl, table_name, tenant};
+use super::{dnsmasq, firewall, mtu, network_dir, ovs, rules, sysctl, table_name, tenant};
 use crate::config::{Config, Network, StaticRoute};
 use crate::network::inventory::{Held, Inventory, Link, Table};
 use crate::types::{Family, IfName, MacAddr};
@@ -38,19 +38,12 @@ fn link_steps(config: &Config, network: &Network, held: &Held, inventory: &Inven
     let name = network.own_bridge();
     let found = inventory.link(name.as_str());
     let mut steps = Vec::new();
-    if found.is_none() {
-        let (link, mac) = (name.clone(), Some(bridge_mac(network)));
-        let kind = kind(network);
-        steps.push(LinkStep::Add { link, kind, mac }.into());
-    }
+    steps.extend(make(network, bridge_mac(network), inventory));
     steps.extend(vlan_filtering(network, found));
     steps.extend(sysctls(network, &name, inventory));
     let mtu = mtu::of(config, network, inventory);
     let was = found.map_or(super::DEFAULT_MTU, |link| link.mtu);
-    if mtu != was {
-        let link = name.clone();
-        steps.push(LinkStep::SetMtu { link, mtu, was }.into());
-    }
+    steps.extend(set_mtu(network, mtu, was, inventory));
     steps.extend(old_routes(network, &name, held, inventory));
     let addresses = addresses(network, &name, held, found);
     let routes = routes(network, &name, &addresses, inventory);
@@ -60,6 +53,7 @@ fn link_steps(config: &Config, network: &Network, held: &Held, inventory: &Inven
     if !found.is_some_and(|link| link.up) {
         steps.push(LinkStep::SetUp { link: name }.into());
     }
+    steps.extend(ovs::ports(config, network, inventory));
     steps.extend(routes);
     steps.extend(proxies(network, held, inventory));
     steps.extend(services(config, network, held, inventory));
@@ -73,9 +67,34 @@ pub(super) fn kind(network: &Network) -> Kind {
     })
 }
 
+/// Makes the network's own link, with address `mac`, where it is not there.
+pub(super) fn make(network: &Network, mac: MacAddr, inventory: &Inventory) -> Option<Step> {
+    if network.switch.is_ovs() {
+        return ovs::own_bridge(network, mac, inventory);
+    }
+    let link = network.own_bridge();
+    let missing = inventory.link(link.as_str()).is_none();
+    let (kind, mac) = (kind(network), Some(mac));
+    missing.then(|| LinkStep::Add { link, kind, mac }.into())
+}
+
+/// Gives the network's own bridge the MTU `mtu`, unless it has that.
+pub(super) fn set_mtu(
+    network: &Network,
+    mtu: u32,
+    was: u32,
+    inventory: &Inventory,
+) -> Option<Step> {
+    if network.switch.is_ovs() {
+        return ovs::mtu(network, mtu, was, inventory);
+    }
+    let link = network.own_bridge();
+    (mtu != was).then(|| LinkStep::SetMtu { link, mtu, was }.into())
+}
+
 /// A bridge that is there heeds VLANs, or not, as the file has it now.
 pub(super) fn vlan_filtering(network: &Network, found: Option<&Link>) -> Option<Step> {
-    let found = found?;
+    let found = found.filter(|_| !network.switch.is_ovs())?;
     let on = network.vlan_filtering;
     let link = network.own_bridge();
     (found.vlan_filtering != on).then(|| LinkStep::SetVlanFiltering { link, on }.into())

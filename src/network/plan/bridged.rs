@@ -53,9 +53,9 @@ pub(super) fn is_accepted(
     accept && is_bridged(network) && inventory.shows_bridged(family)
 }
 
-/// Whether the guests of `network` are ports of a bridge.
+/// Whether the guests of `network` are ports of a bridge of the kernel's; others show no frames to iptables.
 fn is_bridged(network: &Network) -> bool {
-    !matches!(network.mode, Mode::Macvtap { .. })
+    !network.switch.is_ovs() && !matches!(network.mode, Mode::Macvtap { .. })
 }
 
 /// The sysctls that show bridged frames to iptables.

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use super::{bridge, lan, mtu, rules, tenant};
-use crate::config::{Config, Forward, Network, Protocol, overlap};
+use super::{bridge, lan, mtu, ovs, rules, tenant};
+use crate::config::{Config, Forward, Network, Protocol, Switch, overlap};
 use crate::network::inventory::{Inventory, Listener};
 use crate::types::{Family, MacAddr, Name};
 
@@ -71,14 +71,7 @@ pub(super) fn clashes(config: &Config, networks: &[&Network], inventory: &Invent
             no_ipv6(network, inventory)
                 .or_else(|| no_proxy(network, networks, inventory))
                 .or_else(|| taken_single(network, inventory))
-                .or_else(|| {
-                    taken_name(
-                        network,
-                        own_kind(network),
-                        bridge::bridge_mac(network),
-                        inventory,
-                    )
-                })
+                .or_else(|| taken_bridge(network, bridge::bridge_mac(network), inventory))
                 .or_else(|| tenant::taken_namespace(network, inventory))
                 .or_else(|| taken_port(config, network, inventory, &strangers))
                 .or_else(|| taken_service(network, inventory))
@@ -276,6 +269,19 @@ fn leaves_none(network: &Network, listener: &Listener) -> bool {
         (Protocol::Udp, 547) => network.ipv6.is_some() && !shares,
         _ => false,
     }
+}
+
+/// Something that has the name of the network's own bridge, of address `mac`, and is not that.
+pub(super) fn taken_bridge(
+    network: &Network,
+    mac: MacAddr,
+    inventory: &Inventory,
+) -> Option<(String, String)> {
+    let by_another_switch = ovs::clash(network, inventory);
+    by_another_switch.or_else(|| match network.switch {
+        Switch::Ovs(_) => None,
+        Switch::Linux => taken_name(network, own_kind(network), mac, inventory),
+    })
 }
 
 /// A link that has the name of the network's own and is not that of `kind` and address `mac` that ringtap made.

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use super::link_step::{Kind, LinkStep, Master};
 use super::step::Step;
 use super::uplink::{heed_routers, take_over, without_ipv6};
-use super::{bridge, clash, firewall, network_dir, sysctl, uplink};
-use crate::config::{Config, LanBridge, Mode, Network, Uplink};
+use super::{bridge, clash, firewall, network_dir, ovs, sysctl, uplink};
+use crate::config::{Config, LanBridge, Mode, Network, Switch, Uplink};
 use crate::network::inventory::{Inventory, Link};
 use crate::types::{Family, IfName, MacAddr, VlanId};
 
@@ -32,6 +32,7 @@ pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -
         } => steps.extend(shim_steps(network, uplink, inventory)),
         _ => {}
     }
+    steps.extend(ovs::ports(config, network, inventory));
     steps.extend(firewall::steps(config, network, inventory));
     steps
 }
@@ -75,14 +76,8 @@ fn bridge_steps(network: &Network, uplink: &Uplink, inventory: &Inventory) -> Ve
     let port = uplink.link();
     let below = inventory.link(port.as_str());
     let mut steps: Vec<Step> = Vec::new();
-    if found.is_none() {
-        let add = LinkStep::Add {
-            link: name.clone(),
-            kind: bridge::kind(network),
-            mac: Some(bridge_mac(network, uplink, inventory)),
-        };
-        steps.push(add.into());
-    }
+    let mac = bridge_mac(network, uplink, inventory);
+    steps.extend(bridge::make(network, mac, inventory));
     steps.extend(bridge::vlan_filtering(network, found));
     steps.extend(match uplink.vlan {
         Some(_) => without_ipv6(&name, inventory),
@@ -92,22 +87,23 @@ fn bridge_steps(network: &Network, uplink: &Uplink, inventory: &Inventory) -> Ve
     });
     let was = found.map_or(super::DEFAULT_MTU, |link| link.mtu);
     let mtu = below_mtu(uplink, inventory).unwrap_or(was);
-    if mtu != was {
-        let link = name.clone();
-        steps.push(LinkStep::SetMtu { link, mtu, was }.into());
-    }
+    steps.extend(bridge::set_mtu(network, mtu, was, inventory));
     if !found.is_some_and(|link| link.up) {
         let link = name.clone();
         steps.push(LinkStep::SetUp { link }.into());
     }
     if below.and_then(|below| below.master.as_deref()) != Some(name.as_str()) {
-        let enslave = LinkStep::Enslave {
-            port: port.clone(),
-            master: name.clone(),
-            to: Master::Bridge,
-            was_up: below.is_none_or(|below| below.up),
-        };
-        steps.push(enslave.into());
+        let was_up = below.is_none_or(|below| below.up);
+        steps.push(match network.switch {
+            Switch::Ovs(_) => ovs::uplink(network, &port, was_up, inventory),
+            Switch::Linux => LinkStep::Enslave {
+                port: port.clone(),
+                master: name.clone(),
+                to: Master::Bridge,
+                was_up,
+            }
+            .into(),
+        });
     }
     if uplink.vlan.is_none() {
         steps.extend(take_over_below(uplink, &name, inventory));
@@ -210,7 +206,8 @@ pub(super) fn clash(network: &Network, inventory: &Inventory) -> Option<(String,
     match &network.mode {
         Mode::Bridge {
             bridge: LanBridge::There(bridge),
-        } => no_bridge(bridge, inventory)
+        } => ovs::clash(network, inventory)
+            .or_else(|| no_bridge(network, bridge, inventory))
             .or_else(|| heedless(network, bridge, inventory))
             .or_else(|| large_mtu(network, bridge, inventory)),
         Mode::Bridge {
@@ -220,7 +217,7 @@ pub(super) fn clash(network: &Network, inventory: &Inventory) -> Option<(String,
             uplink::clash(uplink, Some(&own), inventory)
                 .or_else(|| {
                     let mac = bridge_mac(network, uplink, inventory);
-                    clash::taken_name(network, "bridge", mac, inventory)
+                    clash::taken_bridge(network, mac, inventory)
                 })
                 .or_else(|| unbridgeable(uplink, *force, inventory))
                 .or_else(|| large_mtu(network, uplink.hardware().first()?, inventory))
@@ -249,7 +246,10 @@ fn large_mtu(network: &Network, below: &IfName, inventory: &Inventory) -> Option
     Some((cause, "lower it, or raise the link's".to_owned()))
 }
 
-fn no_bridge(name: &IfName, inventory: &Inventory) -> Option<(String, String)> {
+fn no_bridge(network: &Network, name: &IfName, inventory: &Inventory) -> Option<(String, String)> {
+    if network.switch.is_ovs() {
+        return None; // it has been looked for
+    }
     let Some(found) = inventory.link(name.as_str()) else {
         let cause = format!("the host has no link `{name}`");
         let remedy = "make it (ip link add, or the distribution's way), or name another";
@@ -257,6 +257,10 @@ fn no_bridge(name: &IfName, inventory: &Inventory) -> Option<(String, String)> {
     };
     if found.kind.as_deref() == Some("bridge") {
         return None;
+    }
+    if inventory.ovs.bridges.contains_key(name.as_str()) {
+        let cause = format!("`{name}` is a bridge of Open vSwitch's");
+        return Some((cause, "write switch = \"ovs\"".to_owned()));
     }
     let remedy = match &found.master {
         Some(master) => format!("name `{master}`, which it is a port of"),
@@ -277,6 +281,13 @@ fn heedless(network: &Network, name: &IfName, inventory: &Inventory) -> Option<(
 
 /// Why an uplink had better not be bridged.
 fn unbridgeable(uplink: &Uplink, force: bool, inventory: &Inventory) -> Option<(String, String)> {
+    let is_ovs = |link: &&Link| inventory.ovs.bridges.contains_key(&link.name);
+    if let Some(link) = hardware_links(uplink, inventory).find(is_ovs) {
+        let name = &link.name;
+        let cause = format!("`{name}` is a bridge of Open vSwitch's itself");
+        let remedy = format!("write bridge = \"{name}\" and switch = \"ovs\" instead of uplink");
+        return Some((cause, remedy));
+    }
     let is_bridge = |link: &&Link| link.kind.as_deref() == Some("bridge");
     if let Some(link) = hardware_links(uplink, inventory).find(is_bridge) {
         let name = &link.name;

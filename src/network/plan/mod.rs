@@ -15,6 +15,8 @@ mod limits;
 mod link_step;
 mod mtu;
 mod obstacles;
+mod ovs;
+mod ovs_step;
 mod rules;
 mod step;
 mod sysctl;
@@ -34,6 +36,7 @@ use crate::types::{Family, IfName, Name};
 pub use clash::Clashes;
 pub use firewall::{DOCKER_USER, MARK, Rule};
 pub use link_step::{Kind, LinkStep, MIIMON, Master};
+pub use ovs_step::OvsStep;
 pub use step::{Effect, Step, conf_option, files, replace_script};
 pub use tenant::{NAMESPACE_PREFIX, namespace};
 
@@ -207,9 +210,11 @@ fn side_by_side(
 pub fn remarks(config: &Config, chosen: &BTreeSet<Name>, inventory: &Inventory) -> Vec<Remark> {
     let networks = of(config, chosen);
     let here = on_host(&networks);
-    let of_networks = here
-        .iter()
-        .flat_map(|network| obstacles::remarks(config, network, inventory));
+    let of_networks = here.iter().flat_map(|network| {
+        let mut remarks = obstacles::remarks(config, network, inventory);
+        remarks.extend(ovs::remarks(network, inventory));
+        remarks
+    });
     let of_host = bridged::remark(config, &here, inventory);
     let tenants = tenant::views(config, &networks, inventory);
     let of_tenants = tenants.iter().flat_map(tenant::View::remarks);
@@ -231,13 +236,7 @@ fn of<'c>(config: &'c Config, chosen: &BTreeSet<Name>) -> Vec<&'c Network> {
 ///
 /// Backwards, and without the addresses, routes and sysctls of links that go anyway.
 pub fn take_back(teardown: &[Step]) -> Vec<Step> {
-    let links: Vec<&IfName> = teardown
-        .iter()
-        .filter_map(|step| match step {
-            Step::Link(LinkStep::Delete { link, .. }) => Some(link),
-            _ => None,
-        })
-        .collect();
+    let links: Vec<&IfName> = teardown.iter().filter_map(Step::deletes).collect();
     let goes_anyway = |step: &&Step| match step {
         Step::Link(LinkStep::DeleteAddress { link, .. } | LinkStep::DeleteRoute { link, .. }) => {
             links.contains(&link)

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::firewall::Rule;
 use super::link_step::LinkStep;
+use super::ovs_step::OvsStep;
 use crate::network::inventory::{DnsmasqFiles, Route, forwarding_key};
 use crate::types::{Family, IfName};
 
@@ -127,6 +128,9 @@ pub enum Step {
     /// Change a link or what belongs to it.
     #[serde(untagged)]
     Link(LinkStep),
+    /// Change Open vSwitch.
+    #[serde(untagged)]
+    Ovs(OvsStep),
 }
 
 /// What a step makes of what is there.
@@ -146,11 +150,18 @@ impl From<LinkStep> for Step {
     }
 }
 
+impl From<OvsStep> for Step {
+    fn from(step: OvsStep) -> Self {
+        Self::Ovs(step)
+    }
+}
+
 impl Step {
     /// The step that takes this one back, where a later one of the same `up` fails.
     pub fn undo(&self) -> Option<Step> {
         let step = match self.clone() {
             Step::Link(step) => Step::Link(step.undo()?),
+            Step::Ovs(step) => Step::Ovs(step.undo()?),
             Step::ReplaceTable { table, rules, was } => match was {
                 Some(was) => Step::ReplaceTable {
                     table,
@@ -214,6 +225,7 @@ impl Step {
     pub fn teardown(&self) -> Vec<Step> {
         match self.clone() {
             Step::Link(step) => step.teardown().into_iter().map(Step::Link).collect(),
+            Step::Ovs(step) => step.teardown().into_iter().map(Step::Ovs).collect(),
             Step::ReplaceTable { table, .. } => vec![Step::DeleteTable { table, was: None }],
             Step::InsertRule { .. }
             | Step::SetSysctl { .. }
@@ -232,6 +244,7 @@ impl Step {
     pub fn effect(&self) -> Effect {
         match self {
             Step::Link(step) => step.effect(),
+            Step::Ovs(step) => step.effect(),
             Step::ReplaceTable { was: None, .. }
             | Step::InsertRule { .. }
             | Step::MakeDir { .. }
@@ -255,6 +268,23 @@ impl Step {
     pub fn on_link(&self) -> Option<&LinkStep> {
         match self {
             Step::Link(step) => Some(step),
+            _ => None,
+        }
+    }
+
+    /// The step on Open vSwitch that this is.
+    pub fn on_ovs(&self) -> Option<&OvsStep> {
+        match self {
+            Step::Ovs(step) => Some(step),
+            _ => None,
+        }
+    }
+
+    /// The link that this deletes.
+    pub fn deletes(&self) -> Option<&IfName> {
+        match self {
+            Step::Link(LinkStep::Delete { link, .. }) => Some(link),
+            Step::Ovs(OvsStep::DeleteSwitch { bridge, .. }) => Some(bridge),
             _ => None,
         }
     }
@@ -288,7 +318,9 @@ impl Step {
             Step::RestoreForwarding { family, before } => {
                 restore(*family, before).replace('\n', "; ")
             }
-            Step::MoveAddresses { .. } | Step::Link(_) => self.to_string().replace('\n', "; "),
+            Step::MoveAddresses { .. } | Step::Link(_) | Step::Ovs(_) => {
+                self.to_string().replace('\n', "; ")
+            }
             _ => self.to_string(),
         }
     }
@@ -345,6 +377,7 @@ impl fmt::Display for Step {
                 f.write_str(&lines.join("\n"))
             }
             Step::Link(step) => step.fmt(f),
+            Step::Ovs(step) => step.fmt(f),
             Step::ReplaceTable { table, rules, .. } => {
                 let script = replace_script(table, rules);
                 write!(f, "nft -f - <<'EOF'\n{script}EOF")
