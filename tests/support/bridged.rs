@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -158,6 +159,19 @@ impl Wire {
     pub fn next(&self, what: &str) -> Vec<u8> {
         let frame = self.frames.recv_timeout(PATIENCE);
         frame.unwrap_or_else(|_| panic!("no frame came out of the wire: {what}"))
+    }
+
+    /// Whether such a frame comes out in that time.
+    pub fn within(&self, time: Duration, is_it: impl Fn(&[u8]) -> bool) -> bool {
+        let end = Instant::now() + time;
+        while let Some(left) = end.checked_duration_since(Instant::now()) {
+            match self.frames.recv_timeout(left) {
+                Ok(frame) if is_it(&frame) => return true,
+                Ok(_) => {}
+                Err(_) => return false,
+            }
+        }
+        false
     }
 
     /// Throws away what has come out so far.

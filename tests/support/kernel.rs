@@ -20,6 +20,8 @@ pub enum Feature {
     VlanFiltering,
     /// Bonds: the module bonding.
     Bonding,
+    /// Open vSwitch's part in the kernel: the module openvswitch.
+    OpenVswitch,
 }
 
 impl Feature {
@@ -31,6 +33,10 @@ impl Feature {
             Self::Vlan => makes("made link veth0 type vlan id 20"),
             Self::VlanFiltering => makes("made type bridge vlan_filtering 1"),
             Self::Bonding => makes("made type bond"),
+            Self::OpenVswitch => {
+                let listed = Netns::new("probe").attempt("ovs-dpctl dump-dps");
+                listed.status.success()
+            }
         }
     }
 }

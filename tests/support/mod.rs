@@ -13,6 +13,7 @@ pub mod lab;
 pub mod machine;
 pub mod netns;
 pub mod nic;
+pub mod ovs;
 pub mod party;
 pub mod testpmd;
 pub mod transfer;
