@@ -27,7 +27,7 @@ use super::apply::netlink::{Netlink, NetlinkError};
 use super::apply::{dnsmasq, nft, ovs, sysctl};
 use super::inventory::{BRIDGE_NF_CALL, Dnsmasq, Held, Inventory, Link, RESOLV_CONF, Route, Table};
 use super::journal::{Journal, Record};
-use super::ovs::OvsBridge;
+use super::ovs::{Ovs, OvsBridge};
 use super::plan::{NAMESPACE_PREFIX, files, namespace, network_dir, table_name};
 use super::{chains, listeners, netns};
 use crate::programs::ToolError;
@@ -97,7 +97,11 @@ fn observe_here(
         all.filter(|(_, record)| record.tenant.as_ref() == tenant)
     };
     let (mut links, names) = links(netlink)?;
-    let ovs = ovs::look();
+    // Open vSwitch has its bridges on the host.
+    let ovs = match tenant {
+        None => ovs::look(),
+        Some(_) => Ovs::default(),
+    };
     note_masters(&mut links, &ovs.bridges);
     let routes = routes(netlink)?;
     for link in &mut links {
