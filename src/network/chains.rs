@@ -20,8 +20,8 @@ const FILTER: &str = "filter";
 /// What iptables calls its base chains.
 const BASE_CHAINS: [(&str, Hook); 2] = [("FORWARD", Hook::Forward), ("INPUT", Hook::Input)];
 
-/// The chains of `ruleset` (nft's, as JSON) and of iptables that let not everything pass, and Docker's for a person's rules.
-pub fn chains(ruleset: &Value) -> Vec<Chain> {
+/// The chains in `ruleset` (nft's objects) and of iptables that let not everything pass, and Docker's for a person's rules.
+pub fn chains(ruleset: &[Value]) -> Vec<Chain> {
     let mut all = of_ruleset(ruleset);
     for program in Iptables::ALL.into_iter().filter(|it| it.is_legacy()) {
         if has_legacy(program) {
@@ -144,10 +144,9 @@ fn chain(program: Option<Iptables>, family: &str, table: (&str, &Table), name: &
 }
 
 /// Every base chain of others, and Docker's for a person's rules.
-fn of_ruleset(ruleset: &Value) -> Vec<Chain> {
+fn of_ruleset(ruleset: &[Value]) -> Vec<Chain> {
     let mut tables: BTreeMap<(String, String), Table> = BTreeMap::new();
-    let objects = ruleset["nftables"].as_array();
-    for object in objects.into_iter().flatten() {
+    for object in ruleset {
         let text = |object: &Value, key: &str| object[key].as_str().unwrap_or_default().to_owned();
         if let Some(chain) = object.get("chain") {
             let table = tables.entry((text(chain, "family"), text(chain, "table")));
@@ -356,21 +355,27 @@ mod tests {
         };
         let counter = serde_json::json!({"counter": {"packets": 0, "bytes": 0}});
         let reject = serde_json::json!({"reject": {"type": "icmpx", "expr": "admin-prohibited"}});
-        let ruleset = serde_json::json!({"nftables": [
-            {"metainfo": {}},
+        let ruleset = [
+            serde_json::json!({"metainfo": {}}),
             chain("fw", "fwd", Some("forward")),
             chain("fw", "in", Some("input")),
             chain("fw", "zones", None),
             chain("ringtap_a", "forward", Some("forward")),
             rule("fwd", serde_json::json!([{"jump": {"target": "zones"}}])),
             rule("fwd", serde_json::json!([counter, reject])),
-            rule("zones", serde_json::json!([by_link("rt-a".into()), {"accept": null}])),
-            rule("zones", serde_json::json!([{"vmap": {
-                "key": {"meta": {"key": "oifname"}},
-                "data": {"set": [["eth0", {"goto": {"target": "public"}}]]},
-            }}])),
+            rule(
+                "zones",
+                serde_json::json!([by_link("rt-a".into()), {"accept": null}]),
+            ),
+            rule(
+                "zones",
+                serde_json::json!([{"vmap": {
+                    "key": {"meta": {"key": "oifname"}},
+                    "data": {"set": [["eth0", {"goto": {"target": "public"}}]]},
+                }}]),
+            ),
             rule("in", serde_json::json!([by_link("lo".into()), reject])),
-        ]});
+        ];
         let chains = of_ruleset(&ruleset);
         let [forward, input] = &chains[..] else {
             panic!("{chains:?}")

@@ -1,7 +1,8 @@
 //! Looks at the host and changes nothing: fills an [`Inventory`].
 //!
-//! Links, addresses and routes come through rtnetlink, sysctls from `/proc`, tables from `nft`, chains of others from
-//! `iptables` too, processes from `/proc`, bridges of Open vSwitch's from `ovs-vsctl`. What ringtap made is what its journal says, as far as the host confirms it.
+//! Links, addresses and routes come through rtnetlink, sysctls from `/proc`, tables from the kernel, chains of others from
+//! `nft` and `iptables`, processes from `/proc`, bridges of Open vSwitch's from `ovs-vsctl`. What ringtap made is what its
+//! journal says, as far as the host confirms it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -24,6 +25,7 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use thiserror::Error;
 
 use super::apply::netlink::{Netlink, NetlinkError};
+use super::apply::tables::Tables;
 use super::apply::{dnsmasq, nft, ovs, sysctl};
 use super::inventory::{BRIDGE_NF_CALL, Dnsmasq, Held, Inventory, Link, RESOLV_CONF, Route, Table};
 use super::journal::{Journal, Record};
@@ -40,8 +42,11 @@ pub enum ObserveError {
     #[error("cannot look at the host's links")]
     Links(#[from] NetlinkError),
     /// Tables.
-    #[error("cannot look at the host's nftables")]
-    Tables(#[from] ToolError),
+    #[error("cannot look at the host's nftables (which needs the kernel's module nf_tables)")]
+    Tables(#[source] io::Error),
+    /// What is in those of others.
+    #[error("cannot list the rules of other firewalls")]
+    Chains(#[from] ToolError),
     /// Tenants.
     #[error("cannot look into network namespace {name} (which needs CAP_SYS_ADMIN)")]
     Namespace {
@@ -111,10 +116,9 @@ fn observe_here(
         let by_ra = |message: &&RouteMessage| message.header.protocol == RouteProtocol::Ra;
         link.by_ra = defaults.iter().any(by_ra);
     }
-    let ruleset = nft::ruleset()?;
-    let listings = nft::listings(&ruleset);
+    let tables = Tables::look().map_err(ObserveError::Tables)?;
     let networks = records()
-        .map(|(name, record)| (name.clone(), held(run_dir, name, record, &listings)))
+        .map(|(name, record)| (name.clone(), held(run_dir, name, record, &tables)))
         .collect();
     let own_links = records().filter_map(|(_, record)| record.own_link());
     let own_links: Vec<&IfName> = own_links.chain(journal.links.keys()).collect();
@@ -125,7 +129,7 @@ fn observe_here(
         routes: worth_knowing(&routes, &names),
         listeners: listeners::listeners().map_err(ObserveError::Listeners)?,
         shared_links: journal.links.keys().cloned().collect(),
-        chains: chains::chains(&ruleset),
+        chains: chains::chains(&nft::objects(tables.others())?),
         ovs,
         networks,
         resolv_conf: resolv_conf(),
@@ -198,9 +202,9 @@ pub fn ports_within(tenant: &Name) -> Result<BTreeMap<String, Vec<String>>, Obse
     Ok(ports?)
 }
 
-fn held(run_dir: &Path, name: &Name, record: &Record, listings: &BTreeMap<String, String>) -> Held {
+fn held(run_dir: &Path, name: &Name, record: &Record, tables: &Tables) -> Held {
     let dir = network_dir(run_dir, name);
-    let listed = listings.get(&table_name(name));
+    let fingerprint = tables.fingerprint(&table_name(name));
     Held {
         dir: dir.is_dir(),
         own_link: record.own_link().is_some(),
@@ -208,7 +212,7 @@ fn held(run_dir: &Path, name: &Name, record: &Record, listings: &BTreeMap<String
         routes: record.routes(),
         proxies: record.proxies(),
         table: nft::loaded(&dir.join(files::TABLE)).map(|table| Table {
-            intact: listed == Some(&table.listing),
+            intact: fingerprint == Some(table.fingerprint),
             rules: table.rules,
         }),
         dnsmasq: dnsmasq::running(&dir).map(|process| Dnsmasq {

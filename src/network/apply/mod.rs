@@ -14,6 +14,7 @@ pub mod nft;
 pub mod ovs;
 mod schedule;
 pub mod sysctl;
+pub mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
 

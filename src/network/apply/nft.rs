@@ -1,6 +1,5 @@
-//! nftables through `nft`: load, delete and list ringtap's own tables.
+//! nftables through `nft`: loads and deletes ringtap's own tables, and lists those of others.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::execute::absent_is_fine;
+use super::tables::Tables;
 use crate::network::journal::write_whole;
 use crate::network::plan::replace_script;
 use crate::programs::{self, NFT, ToolError};
@@ -28,8 +28,8 @@ pub struct Change<'a> {
 pub struct Loaded {
     /// The text it was loaded from.
     pub rules: String,
-    /// How the kernel listed it right after.
-    pub listing: String,
+    /// What it was known by right after.
+    pub fingerprint: u64,
 }
 
 /// What was loaded for a network last, according to the note `path`.
@@ -53,91 +53,60 @@ fn change_all(changes: &[Change<'_>], lock: &File) -> Result<(), ToolError> {
     let script = |change: &Change<'_>| replace_script(change.table, change.rules.unwrap_or(""));
     let scripts: String = changes.iter().map(script).collect();
     programs::run_holding(NFT, &["-f", "-"], &scripts, lock)?;
-    let mut listings = match changes {
-        // Of this one alone: the host may have many.
-        [one] if one.rules.is_some() => listed(&["list", "table", "inet", one.table])?,
-        [_] => BTreeMap::new(),
-        _ => listed(&["list", "ruleset", "inet"])?,
+    let failed = |source| ToolError::Run {
+        program: NFT.name,
+        source,
     };
+    let tables = Tables::look().map_err(failed)?;
     for change in changes {
         let noted = match change.rules {
-            Some(rules) => {
-                let loaded = Loaded {
-                    rules: rules.to_owned(),
-                    listing: listings.remove(change.table).unwrap_or_default(),
-                };
-                let note = serde_json::to_string(&loaded).map_err(io::Error::from);
-                note.and_then(|note| write_whole(&change.note, &note))
-            }
+            Some(rules) => note(&change.note, rules, tables.fingerprint(change.table)),
             None => absent_is_fine(fs::remove_file(&change.note)),
         };
-        noted.map_err(|source| ToolError::Run {
-            program: NFT.name,
-            source,
-        })?;
+        noted.map_err(failed)?;
     }
     Ok(())
 }
 
-/// All that the kernel has of nftables, as nft prints it for programs.
+/// Of a table that has gone already nothing is noted: it is not what was loaded.
+fn note(path: &Path, rules: &str, fingerprint: Option<u64>) -> io::Result<()> {
+    let Some(fingerprint) = fingerprint else {
+        return absent_is_fine(fs::remove_file(path));
+    };
+    let loaded = Loaded {
+        rules: rules.to_owned(),
+        fingerprint,
+    };
+    write_whole(path, &serde_json::to_string(&loaded)?)
+}
+
+/// What is in `tables`, each a family and a name, as nft lists it for programs: objects, in their order.
 ///
 /// # Errors
 /// nft is missing or refuses.
-pub fn ruleset() -> Result<Value, ToolError> {
-    json(&["list", "ruleset"])
+pub fn objects(tables: &[(&str, String)]) -> Result<Vec<Value>, ToolError> {
+    let list = |(family, name): &(&str, String)| listed(&["list", "table", family, name]);
+    let each: Result<Vec<_>, _> = tables.iter().map(list).collect();
+    match each {
+        Ok(each) => Ok(each.concat()),
+        // One has gone meanwhile, or has a name that nft can't read.
+        Err(ToolError::Failed { .. }) => listed(&["list", "ruleset"]),
+        Err(error) => Err(error),
+    }
 }
 
-fn listed(what: &[&str]) -> Result<BTreeMap<String, String>, ToolError> {
-    Ok(listings(&json(what)?))
-}
-
-fn json(what: &[&str]) -> Result<Value, ToolError> {
+fn listed(what: &[&str]) -> Result<Vec<Value>, ToolError> {
     let words: Vec<&str> = ["-j"].iter().chain(what).copied().collect();
     let text = programs::run(NFT, &words, "")?;
-    serde_json::from_str(&text).map_err(|source| ToolError::Output {
+    let listing: Listing = serde_json::from_str(&text).map_err(|source| ToolError::Output {
         program: NFT.name,
         source,
-    })
+    })?;
+    Ok(listing.nftables)
 }
 
-/// What `ruleset` has of each table of family inet, as a text that is the same as long as the table is: all that is listed of
-/// it, but for the handles, which differ from load to load.
-pub fn listings(ruleset: &Value) -> BTreeMap<String, String> {
-    let mut tables: BTreeMap<String, String> = BTreeMap::new();
-    let objects = ruleset["nftables"].as_array().into_iter().flatten();
-    let objects = objects.filter_map(|object| object.as_object()?.iter().next());
-    for (kind, fields) in objects.filter(|(_, fields)| fields["family"] == "inet") {
-        let table = &fields[if kind == "table" { "name" } else { "table" }];
-        let Some(table) = table.as_str() else {
-            continue;
-        };
-        let mut fields = fields.clone();
-        if let Some(fields) = fields.as_object_mut() {
-            fields.remove("handle");
-        }
-        let text = tables.entry(table.to_owned()).or_default();
-        text.push_str(&format!("{kind} {fields}\n"));
-    }
-    tables
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn listings_differ_by_rules_and_not_by_handles() {
-        let listing = |handle: u32, verdict: &str| {
-            listings(&serde_json::json!({"nftables": [
-                {"metainfo": {"version": "1.0.6"}},
-                {"table": {"family": "inet", "name": "ringtap_a", "handle": handle}},
-                {"table": {"family": "ip", "name": "ringtap_a", "flags": verdict}},
-                {"rule": {"family": "inet", "table": "ringtap_a", "chain": "forward",
-                          "handle": handle + 1, "expr": [{verdict: null}]}},
-            ]}))
-        };
-        assert_eq!(listing(1, "accept"), listing(7, "accept"));
-        assert_ne!(listing(1, "accept"), listing(1, "drop"));
-        assert!(listing(1, "accept").contains_key("ringtap_a"));
-    }
+/// What nft prints for programs.
+#[derive(Deserialize)]
+struct Listing {
+    nftables: Vec<Value>,
 }
