@@ -1,8 +1,8 @@
 //! Looks at the host and changes nothing: fills an [`Inventory`].
 //!
-//! Links, addresses and routes come through rtnetlink, sysctls from `/proc`, tables from the kernel, chains of others from
-//! `nft` and `iptables`, processes from `/proc`, bridges of Open vSwitch's from `ovs-vsctl`. What ringtap made is what its
-//! journal says, as far as the host confirms it.
+//! Links with their sysctls, addresses and routes come through rtnetlink, other sysctls from `/proc`, tables from the kernel,
+//! chains of others from `nft` and `iptables`, processes from `/proc`, bridges of Open vSwitch's from `ovs-vsctl`. What ringtap
+//! made is what its journal says, as far as the host confirms it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,8 +14,8 @@ use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
-    AfSpecBridge, InfoBridge, InfoData, InfoVlan, LinkAttribute, LinkExtentMask, LinkFlags,
-    LinkInfo, LinkMessage,
+    AfSpecBridge, AfSpecInet, AfSpecInet6, AfSpecUnspec, InfoBridge, InfoData, InfoVlan,
+    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use rtnetlink::packet_route::route::{
@@ -27,7 +27,9 @@ use thiserror::Error;
 use super::apply::netlink::{Netlink, NetlinkError};
 use super::apply::tables::Tables;
 use super::apply::{dnsmasq, nft, ovs, sysctl};
-use super::inventory::{BRIDGE_NF_CALL, Dnsmasq, Held, Inventory, Link, RESOLV_CONF, Route, Table};
+use super::inventory::{
+    BRIDGE_NF_CALL, Dnsmasq, Held, Inventory, Link, RESOLV_CONF, Route, Table, link_key,
+};
 use super::journal::{Journal, Record};
 use super::ovs::{Ovs, OvsBridge};
 use super::plan::{NAMESPACE_PREFIX, files, namespace, network_dir, table_name};
@@ -101,7 +103,8 @@ fn observe_here(
         let all = journal.networks.iter();
         all.filter(|(_, record)| record.tenant.as_ref() == tenant)
     };
-    let (mut links, names) = links(netlink)?;
+    let messages = link_messages(netlink)?;
+    let (mut links, names) = links(netlink, &messages)?;
     // Open vSwitch has its bridges on the host.
     let ovs = match tenant {
         None => ovs::look(),
@@ -124,7 +127,7 @@ fn observe_here(
     let own_links: Vec<&IfName> = own_links.chain(journal.links.keys()).collect();
     Ok(Inventory {
         run_dir: run_dir.to_owned(),
-        sysctls: sysctls(&links, &own_links).map_err(ObserveError::Sysctls)?,
+        sysctls: sysctls(&messages, &links, &own_links).map_err(ObserveError::Sysctls)?,
         links,
         routes: worth_knowing(&routes, &names),
         listeners: listeners::listeners().map_err(ObserveError::Listeners)?,
@@ -138,10 +141,14 @@ fn observe_here(
     })
 }
 
-/// Forwarding, limits, whether bridged frames are shown to iptables, and what is done by itself on ringtap's bridges and on links that may become a part of one.
-fn sysctls(links: &[Link], own_links: &[&IfName]) -> io::Result<BTreeMap<String, String>> {
-    let mut values = sysctl::forwarding(Family::Ipv4)?;
-    values.append(&mut sysctl::forwarding(Family::Ipv6)?);
+/// Forwarding, limits, whether bridged frames are shown to iptables, and what is done by itself on ringtap's bridges and on
+/// links that may become a part of one.
+fn sysctls(
+    messages: &[LinkMessage],
+    links: &[Link],
+    own_links: &[&IfName],
+) -> io::Result<BTreeMap<String, String>> {
+    let mut values = sysctl::of_all_links()?;
     values.append(&mut sysctl::limits()?);
     values.append(&mut sysctl::values(BRIDGE_NF_CALL.map(str::to_owned))?);
     let alone = links.iter().filter(|link| link.master.is_none());
@@ -151,8 +158,57 @@ fn sysctls(links: &[Link], own_links: &[&IfName]) -> io::Result<BTreeMap<String,
         .chain(alone.map(|link| link.name.as_str()))
         .filter(|name| *name != "lo")
         .collect();
-    values.append(&mut sysctl::of_links(names.into_iter())?);
+    for message in messages {
+        let Some(link) = link_name(message) else {
+            continue;
+        };
+        for (family, name, value) in link_sysctls(message) {
+            if name == "forwarding" || names.contains(link.as_str()) {
+                values.insert(link_key(family, &link, name), value.to_string());
+            }
+        }
+    }
     Ok(values)
+}
+
+/// The sysctls of a link that plans may depend on. The kernel tells of them along with the link: to read their files takes a
+/// hundred times as long.
+fn link_sysctls(message: &LinkMessage) -> Vec<(Family, &'static str, i32)> {
+    let specs = message.attributes.iter().filter_map(|it| match it {
+        LinkAttribute::AfSpecUnspec(specs) => Some(specs),
+        _ => None,
+    });
+    let mut values = Vec::new();
+    for spec in specs.flatten() {
+        match spec {
+            AfSpecUnspec::Inet(specs) => values.extend(specs.iter().flat_map(of_ipv4)),
+            AfSpecUnspec::Inet6(specs) => values.extend(specs.iter().flat_map(of_ipv6)),
+            _ => {}
+        }
+    }
+    values
+}
+
+fn of_ipv4(spec: &AfSpecInet) -> Vec<(Family, &'static str, i32)> {
+    let AfSpecInet::DevConf(conf) = spec else {
+        return Vec::new();
+    };
+    vec![
+        (Family::Ipv4, "forwarding", conf.forwarding),
+        (Family::Ipv4, "route_localnet", conf.route_localnet),
+    ]
+}
+
+fn of_ipv6(spec: &AfSpecInet6) -> Vec<(Family, &'static str, i32)> {
+    let AfSpecInet6::DevConf(conf) = spec else {
+        return Vec::new();
+    };
+    vec![
+        (Family::Ipv6, "forwarding", conf.forwarding),
+        (Family::Ipv6, "accept_ra", conf.accept_ra),
+        (Family::Ipv6, "disable_ipv6", conf.disable_ipv6),
+        (Family::Ipv6, "proxy_ndp", conf.proxy_ndp),
+    ]
 }
 
 /// Notes which bridge of Open vSwitch's a link is a port of; the kernel says another, or none.
@@ -169,7 +225,7 @@ fn note_masters(links: &mut [Link], bridges: &BTreeMap<String, OvsBridge>) {
 /// # Errors
 /// The kernel can't be asked.
 pub fn ports(netlink: &Netlink) -> Result<BTreeMap<String, Vec<String>>, NetlinkError> {
-    let (mut links, _) = links(netlink)?;
+    let (mut links, _) = links(netlink, &link_messages(netlink)?)?;
     // Where it does not answer, its bridges can't be taken away either.
     let bridges = ovs::bridges_if_any();
     note_masters(&mut links, &bridges);
@@ -245,10 +301,21 @@ fn names_a_server(resolv_conf: &str) -> bool {
 
 type LinkNames = BTreeMap<u32, String>;
 
-fn links(netlink: &Netlink) -> Result<(Vec<Link>, LinkNames), NetlinkError> {
-    let messages: Vec<LinkMessage> = netlink.ask("list links", |handle: Handle| async move {
+fn link_messages(netlink: &Netlink) -> Result<Vec<LinkMessage>, NetlinkError> {
+    let doing = "list links";
+    let messages: Vec<LinkMessage> = netlink.ask(doing, |handle: Handle| async move {
         handle.link().get().execute().try_collect().await
     })?;
+    if messages.is_empty() {
+        return Err(NetlinkError::no_answer(doing)); // there is a loopback always
+    }
+    Ok(messages)
+}
+
+fn links(
+    netlink: &Netlink,
+    messages: &[LinkMessage],
+) -> Result<(Vec<Link>, LinkNames), NetlinkError> {
     let addresses: Vec<AddressMessage> = netlink
         .ask("list addresses", |handle: Handle| async move {
             handle.address().get().execute().try_collect().await
@@ -263,12 +330,12 @@ fn links(netlink: &Netlink) -> Result<(Vec<Link>, LinkNames), NetlinkError> {
         .collect();
     if links.iter().any(|link| link.vlan_filtering) {
         let mut vlans = port_vlans(netlink)?;
-        for (link, message) in links.iter_mut().zip(&messages) {
+        for (link, message) in links.iter_mut().zip(messages) {
             link.vlans = vlans.remove(&message.header.index).unwrap_or_default();
         }
     }
     let mut proxies = proxies(netlink)?;
-    for (link, message) in links.iter_mut().zip(&messages) {
+    for (link, message) in links.iter_mut().zip(messages) {
         link.proxies = proxies.remove(&message.header.index).unwrap_or_default();
     }
     Ok((links, names))

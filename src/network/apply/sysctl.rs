@@ -14,17 +14,14 @@ use crate::types::Family;
 /// Where sysctls are; their names have slashes for dots.
 const ROOT: &str = "/proc/sys";
 
+/// What IPv4 forwarding flips.
+const ACCEPT_REDIRECTS: &str = "net.ipv4.conf.all.accept_redirects";
+
 /// What makes the host forward packets of `family` and what changes along with it, by name; nothing where the kernel does
 /// not have the family.
-///
-/// # Errors
-/// `/proc` is not readable.
-pub fn forwarding(family: Family) -> io::Result<BTreeMap<String, String>> {
+fn forwarding(family: Family) -> io::Result<BTreeMap<String, String>> {
     let (per_link, mut names) = match family {
-        Family::Ipv4 => (
-            "net.ipv4.conf",
-            vec!["net.ipv4.conf.all.accept_redirects".to_owned()],
-        ),
+        Family::Ipv4 => ("net.ipv4.conf", vec![ACCEPT_REDIRECTS.to_owned()]),
         Family::Ipv6 => ("net.ipv6.conf", Vec::new()),
     };
     names.push(forwarding_key(family).to_owned());
@@ -48,20 +45,16 @@ pub fn limits() -> io::Result<BTreeMap<String, String>> {
     values([INOTIFY_INSTANCES.to_owned()])
 }
 
-/// What the host does by itself on each of `links`, by name.
+/// What makes the host forward and what changes along with it, by name, but for what each link has of its own; nothing of a
+/// family that the kernel does not have.
 ///
 /// # Errors
 /// `/proc` is not readable.
-pub fn of_links<'a>(links: impl Iterator<Item = &'a str>) -> io::Result<BTreeMap<String, String>> {
-    let keys = |link| {
-        [
-            link_key(Family::Ipv6, link, "accept_ra"),
-            link_key(Family::Ipv6, link, "disable_ipv6"),
-            link_key(Family::Ipv6, link, "proxy_ndp"),
-            link_key(Family::Ipv4, link, "route_localnet"),
-        ]
-    };
-    values(links.flat_map(keys))
+pub fn of_all_links() -> io::Result<BTreeMap<String, String>> {
+    let forwarding = |link| Family::BOTH.map(|family| link_key(family, link, "forwarding"));
+    let switches = Family::BOTH.map(|family| forwarding_key(family).to_owned());
+    let names = [switches, forwarding("all"), forwarding("default")].concat();
+    values(names.into_iter().chain([ACCEPT_REDIRECTS.to_owned()]))
 }
 
 /// The values of those of `names` that are there.
