@@ -218,16 +218,14 @@ impl Journal {
         }
     }
 
-    /// Notes that `steps` are done, `all` of which are or will be: they are not to be done again by `down`, unless to take
+    /// Notes that `planned` is done, one of those that `needed` is of: it is not to be done again by `down`, unless to take
     /// another of them back, such as the stop of a server that is then started anew.
-    pub fn done(&mut self, steps: &[Planned], all: &[Planned]) {
-        for Planned { owner, step, .. } in steps {
-            let mut others = all.iter().filter(|other| other.owner == *owner);
-            if !others.any(|other| other.step.teardown().contains(step)) {
-                if let Some(list) = self.teardown_of(owner) {
-                    list.retain(|old| old != step);
-                }
-            }
+    pub fn done(&mut self, Planned { owner, step, .. }: &Planned, needed: &Needed) {
+        if needed.of(owner).contains(step) {
+            return;
+        }
+        if let Some(list) = self.teardown_of(owner) {
+            list.retain(|old| old != step);
         }
     }
 
@@ -266,6 +264,26 @@ impl Journal {
         self.networks
             .retain(|_, record| !record.teardown.is_empty());
         self.links.retain(|_, steps| !steps.is_empty());
+    }
+}
+
+/// What takes steps back that are or will be done, by owner.
+#[derive(Debug)]
+pub struct Needed(BTreeMap<Owner, Vec<Step>>);
+
+impl Needed {
+    /// For `steps`.
+    pub fn after(steps: &[Planned]) -> Self {
+        let mut needed: BTreeMap<Owner, Vec<Step>> = BTreeMap::new();
+        for Planned { owner, step } in steps {
+            let of_owner = needed.entry(owner.clone()).or_default();
+            of_owner.extend(step.teardown());
+        }
+        Self(needed)
+    }
+
+    fn of(&self, owner: &Owner) -> &[Step] {
+        self.0.get(owner).map_or(&[], Vec::as_slice)
     }
 }
 

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
-use super::journal::{Journal, RunDir, RunDirError};
+use super::journal::{Journal, Needed, RunDir, RunDirError};
 use super::plan::{Owner, Planned, Step, take_back};
 use crate::report::{causes, say};
 use crate::types::Name;
@@ -75,7 +75,10 @@ pub fn up(run_dir: &mut RunDir, netlink: &Netlink, steps: &[Planned]) -> Result<
             });
         }
     }
-    run_dir.journal.done(steps, steps);
+    let needed = Needed::after(steps);
+    for planned in steps {
+        run_dir.journal.done(planned, &needed);
+    }
     Ok(run_dir.save()?)
 }
 
@@ -151,6 +154,7 @@ fn take_back_each(
     steps: &[Planned],
     prefix: &str,
 ) -> Vec<String> {
+    let needed = Needed::after(steps);
     let mut failures = Vec::new();
     let mut stuck = BTreeSet::new();
     for batch in schedule::backwards(steps) {
@@ -160,7 +164,7 @@ fn take_back_each(
         let prefix = || prefix.to_owned();
         for (planned, outcome) in batch.iter().zip(execute(run_dir, netlink, &batch, prefix)) {
             match outcome {
-                Ok(()) => run_dir.journal.done(std::slice::from_ref(*planned), steps),
+                Ok(()) => run_dir.journal.done(planned, &needed),
                 Err(error) => {
                     failures.push(failure(planned, &error));
                     if matches!(planned.step, Step::MoveAddresses { .. }) {
