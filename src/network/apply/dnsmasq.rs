@@ -11,7 +11,10 @@ use super::execute::{StepError, absent_is_fine};
 use crate::network::inventory::DnsmasqFiles;
 use crate::network::journal::write_whole;
 use crate::network::plan::{conf_option, files};
-use crate::programs::{self, DNSMASQ, Process};
+use crate::programs::{self, DNSMASQ, Process, ToolError};
+
+/// Its exit code where addresses or ports are in use (dnsmasq(8)).
+const NO_ADDRESS: i32 = 2;
 
 /// The dnsmasq that serves from `dir`.
 pub fn running(dir: &Path) -> Option<Process> {
@@ -31,9 +34,16 @@ pub fn served(dir: &Path) -> Option<DnsmasqFiles> {
 /// Writes `files` to `dir` and starts a dnsmasq on them.
 pub(super) fn start(dir: &Path, files: &DnsmasqFiles, lock: &File) -> Result<(), StepError> {
     write(dir, files)?;
-    programs::wait_for_ending(DNSMASQ)?; // one that was killed just now has the addresses still
     // It goes to the background once its sockets are bound, and fails before that: success means it serves.
-    programs::run_holding(DNSMASQ, &[&conf_option(dir)], "", lock)?;
+    let start = || programs::run_holding(DNSMASQ, &[&conf_option(dir)], "", lock);
+    match start() {
+        // One that was killed just now has the addresses still. All processes are looked through for that: not at every start.
+        Err(ToolError::Failed { status, .. }) if status.code() == Some(NO_ADDRESS) => {
+            programs::wait_for_ending(DNSMASQ)?;
+            start()?;
+        }
+        done => done?,
+    }
     running(dir).ok_or(StepError::DnsmasqEnded)?;
     Ok(note(dir, files)?)
 }
