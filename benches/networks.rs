@@ -1,15 +1,25 @@
-//! What many networks cost: `up`, `status`, a one-line change and `down`, beside `ip -batch`, `nft -f` and `sysctl -p` that
-//! do the same raw work in the same run. As root; in a namespace of its own.
+//! What many networks cost: `up`, `status`, a one-line change and `down`, each beside the same raw work in the same run. As
+//! root; in a namespace of its own.
 //!
-//! `cargo bench --bench networks [-- NETWORKS...]`. The starts and ends of dnsmasq are told apart by the lines that `up` and
-//! `down` print before each step, and left out of the ratio. Medians of five, ours and the raw work alternating.
+//! `cargo bench --bench networks [-- NETWORKS...]`. The raw work is
+//! - of `up`: `ip -batch`, `sysctl -p` and `nft -f` with the commands of `ringtap plan`, all of them but dnsmasq's;
+//! - of `status`: to list what it compares, links, addresses, routes and tables, by `ip -j` and `nft -j`;
+//! - of the change, which is of one network's rules: `nft -f` with its table, and the listing again, without which nobody knows
+//!   that nothing else has changed;
+//! - of `down`: `nft -f` and `ip -batch` with the deletions.
+//!
+//! Each is one shell script. The starts and ends of dnsmasq are told apart by the lines that `up` and `down` print before each
+//! step, and left out. While `status` and the change are timed, the bridges have as many taps as a network has guests. Medians
+//! of five, ours and the raw work alternating. Nothing else may run dnsmasq meanwhile: the kernel's limit of inotify's
+//! instances, which `up` raises and `down` restores, is the machine's.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::fmt::Write as _;
+use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use support::host::Host;
@@ -17,85 +27,71 @@ use support::netns::bounded;
 
 const ROUNDS: usize = 5;
 const PORTS_A_NETWORK: usize = 5;
+const WORKS: [&str; 4] = ["up", "status", "change", "down"];
+
+/// The line that is the change.
+const CHANGE: &str = "isolate-guests = true\n";
 
 fn main() {
-    let words = std::env::args()
-        .skip(1)
-        .filter_map(|word| word.parse().ok());
-    let mut counts: Vec<usize> = words.collect();
+    let words = std::env::args().skip(1);
+    let mut counts: Vec<usize> = words.filter_map(|word| word.parse().ok()).collect();
     if counts.is_empty() {
-        counts = vec![50, 100, 200];
+        counts = vec![20, 100, 200];
     }
-    println!(
-        "{:>8} {:>6} {:>9} {:>9} {:>6} {:>9} {:>9} {:>9} {:>9} {:>6} {:>9}",
-        "networks",
-        "ports",
-        "up ms",
-        "raw ms",
-        "ratio",
-        "dnsmasq",
-        "status",
-        "change",
-        "down ms",
-        "ratio",
-        "raw ms"
-    );
+    println!("networks  ports  work     ringtap ms   raw ms  ratio");
     for count in counts {
-        println!("{}", measure(count));
+        measure(count);
     }
 }
 
-/// Median times of one count of networks.
+/// Times of some kind of work, the raw one's as well.
 #[derive(Default)]
 struct Times {
-    up: Vec<Duration>,
-    dnsmasq: Vec<Duration>,
-    raw_up: Vec<Duration>,
-    status: Vec<Duration>,
-    change: Vec<Duration>,
-    down: Vec<Duration>,
-    raw_down: Vec<Duration>,
+    ours: Vec<Duration>,
+    raw: Vec<Duration>,
 }
 
-fn measure(count: usize) -> String {
-    let mut times = Times::default();
+fn measure(count: usize) {
+    let mut times: [Times; 4] = Default::default();
+    let mut servers = Vec::new();
     for _ in 0..ROUNDS {
         let host = Host::new(&file(count, ""));
-        let raw = Raw::of(&host);
-        raw.up(&host, &mut times);
-        raw.down(&host, &mut times);
-
-        let (whole, dnsmasq) = timed(&host, "up", "dnsmasq ");
-        times.up.push(whole - dnsmasq);
-        times.dnsmasq.push(dnsmasq);
-        plug(&host, count);
-        let start = Instant::now();
-        host.ringtap(&["status"]).succeeded();
-        times.status.push(start.elapsed());
-        host.configure(&file(count, "isolate-guests = true\n"));
-        let start = Instant::now();
-        host.ringtap(&["up"]).succeeded();
-        times.change.push(start.elapsed());
-        unplug(&host, count);
-        let (whole, dnsmasq) = timed(&host, "down", "kill ");
-        times.down.push(whole - dnsmasq);
+        for (times, time) in times.iter_mut().zip(raw(&host, count)) {
+            times.raw.push(time);
+        }
+        let (ours, of_servers) = ours(&host, count);
+        for (times, time) in times.iter_mut().zip(ours) {
+            times.ours.push(time);
+        }
+        servers.push(of_servers);
     }
-    let ms = |times: &[Duration]| {
-        let mut times = times.to_vec();
-        times.sort();
-        times[times.len() / 2].as_secs_f64() * 1e3
-    };
-    let (up, raw_up) = (ms(&times.up), ms(&times.raw_up));
-    let (down, raw_down) = (ms(&times.down), ms(&times.raw_down));
-    format!(
-        "{count:>8} {:>6} {up:>9.0} {raw_up:>9.0} {:>6.2} {:>9.0} {:>9.0} {:>9.0} {down:>9.0} {:>6.2} {raw_down:>9.0}",
-        count * PORTS_A_NETWORK,
-        up / raw_up,
-        ms(&times.dnsmasq),
-        ms(&times.status),
-        ms(&times.change),
-        down / raw_down,
-    )
+    let ports = count * PORTS_A_NETWORK;
+    for (work, times) in WORKS.iter().zip(&times) {
+        let (ours, raw) = (median(&times.ours), median(&times.raw));
+        let ratio = ours / raw;
+        println!("{count:>8}  {ports:>5}  {work:<7} {ours:>11.0} {raw:>8.0} {ratio:>6.2}");
+    }
+    let servers = median(&servers);
+    println!("{count:>8}  {ports:>5}  dnsmasq {servers:>11.0}");
+}
+
+/// In milliseconds.
+fn median(times: &[Duration]) -> f64 {
+    let mut times = times.to_vec();
+    times.sort();
+    times[times.len() / 2].as_secs_f64() * 1e3
+}
+
+/// How long each work takes, and that of dnsmasq in it.
+fn ours(host: &Host, count: usize) -> ([Duration; 4], Duration) {
+    let (up, starts) = without_servers(host, "up", "dnsmasq ");
+    plug(host, count);
+    let (status, _) = without_servers(host, "status", "dnsmasq ");
+    host.configure(&file(count, CHANGE));
+    let (change, _) = without_servers(host, "up", "dnsmasq ");
+    unplug(host, count);
+    let (down, ends) = without_servers(host, "down", "kill ");
+    ([up, status, change, down], starts + ends)
 }
 
 /// `count` NAT networks of both families; `more` is in the first.
@@ -113,14 +109,11 @@ fn file(count: usize, more: &str) -> String {
     text
 }
 
-/// How long a command takes, and how much of it goes to steps that begin with `word`.
-fn timed(host: &Host, command: &str, word: &str) -> (Duration, Duration) {
+/// How long a command takes but for steps that begin with `word`, and how long those take.
+fn without_servers(host: &Host, command: &str, word: &str) -> (Duration, Duration) {
     let start = Instant::now();
-    let mut child = host
-        .command(&[command])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut command = host.command(&[command]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut within = Duration::ZERO;
     let mut since = None;
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
@@ -134,85 +127,99 @@ fn timed(host: &Host, command: &str, word: &str) -> (Duration, Duration) {
         }
     }
     assert!(child.wait().unwrap().success());
-    (start.elapsed(), within)
+    (start.elapsed() - within, within)
 }
 
-/// The plan's commands, by who does them.
-struct Raw {
-    ip: String,
-    nft: String,
-    sysctl: String,
-    bridges: usize,
+/// How long each raw work takes.
+fn raw(host: &Host, count: usize) -> [Duration; 4] {
+    let wanted = Plan::of(host);
+    host.configure(&file(count, CHANGE));
+    let changed = Plan::of(host);
+    host.configure(&file(count, ""));
+    // Links first: sysctls are theirs.
+    let ip = wanted.ip.iter();
+    let (links, rest): (Vec<&String>, Vec<&String>) =
+        ip.partition(|line| line.starts_with("link add"));
+    let text = |lines: &[&String]| lines.iter().map(|line| format!("{line}\n")).collect();
+    let numbers = || 0..count;
+    let files: [(&str, String); 6] = [
+        ("links", text(&links)),
+        ("rest", text(&rest)),
+        ("sysctls", wanted.sysctls.concat()),
+        ("tables", wanted.tables.concat()),
+        ("table", changed.tables[0].clone()),
+        (
+            "gone",
+            numbers()
+                .map(|number| format!("link delete rt-n{number}\n"))
+                .collect(),
+        ),
+    ];
+    for (name, text) in files {
+        fs::write(host.dir.path().join(name), text).unwrap();
+    }
+    let tables = numbers().map(|number| format!("delete table inet ringtap_n{number}\n"));
+    fs::write(
+        host.dir.path().join("no-tables"),
+        tables.collect::<String>(),
+    )
+    .unwrap();
+
+    let list = "{ ip -j -d link; ip -j -d address; ip -j route; ip -j -6 route; nft -j list ruleset; } > listing";
+    let up = script(
+        host,
+        "ip -batch links && sysctl -q -p sysctls && nft -f tables && ip -batch rest",
+    );
+    plug(host, count);
+    let status = script(host, list);
+    let change = script(host, &format!("nft -f table && {list}"));
+    unplug(host, count);
+    let down = script(host, "nft -f no-tables && ip -batch gone");
+    let off = "sysctl -q net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0";
+    script(host, off);
+    fs::remove_file(host.dir.path().join("listing")).unwrap();
+    [up, status, change, down]
 }
 
-impl Raw {
+/// How long a shell takes with `text`, in the directory of the files.
+fn script(host: &Host, text: &str) -> Duration {
+    let mut command = host.netns.command("sh");
+    command.args(["-c", text]).current_dir(host.dir.path());
+    let start = Instant::now();
+    let output = bounded(&mut command, "");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}: {errors}");
+    start.elapsed()
+}
+
+/// The plan's commands, by who does them, but for dnsmasq's.
+#[derive(Default)]
+struct Plan {
+    ip: Vec<String>,
+    sysctls: Vec<String>,
+    tables: Vec<String>,
+}
+
+impl Plan {
     fn of(host: &Host) -> Self {
-        let plan = host.ringtap(&["plan"]).succeeded();
-        let (mut ip, mut nft, mut sysctl) = (String::new(), String::new(), String::new());
-        let mut here = None;
-        for line in plan.lines() {
-            match here {
-                Some(_) if line == "EOF" => here = None,
-                Some(true) => nft += &format!("{line}\n"),
-                Some(false) => {}
-                None if line.ends_with("<<'EOF'") => here = Some(line.starts_with("nft")),
-                None => {
-                    if let Some(words) = line.strip_prefix("ip ") {
-                        ip += &format!("{words}\n");
-                    } else if let Some(words) = line.strip_prefix("sysctl -w net.") {
-                        sysctl += &format!("net.{words}\n");
-                    }
+        let text = host.ringtap(&["plan"]).succeeded();
+        let mut plan = Self::default();
+        let mut lines = text.lines();
+        while let Some(line) = lines.next() {
+            if line.ends_with("<<'EOF'") {
+                let file = lines.by_ref().take_while(|line| *line != "EOF");
+                let file: String = file.map(|line| format!("{line}\n")).collect();
+                if line.starts_with("nft") {
+                    plan.tables.push(file);
                 }
+            } else if let Some(words) = line.strip_prefix("ip ") {
+                plan.ip.push(words.to_owned());
+            } else if let Some(words) = line.strip_prefix("sysctl -w net.") {
+                plan.sysctls.push(format!("net.{words}\n"));
             }
         }
-        let bridges = ip.matches("type bridge").count();
-        Self {
-            ip,
-            nft,
-            sysctl,
-            bridges,
-        }
+        plan
     }
-
-    fn up(&self, host: &Host, times: &mut Times) {
-        // Links first: sysctls are theirs.
-        let (links, rest): (Vec<&str>, Vec<&str>) = self
-            .ip
-            .lines()
-            .partition(|line| line.starts_with("link add"));
-        let start = Instant::now();
-        run(host, "ip", &["-batch", "-"], &(links.join("\n") + "\n"));
-        run(host, "sysctl", &["-q", "-p", "-"], &self.sysctl);
-        run(host, "nft", &["-f", "-"], &self.nft);
-        run(host, "ip", &["-batch", "-"], &(rest.join("\n") + "\n"));
-        times.raw_up.push(start.elapsed());
-    }
-
-    fn down(&self, host: &Host, times: &mut Times) {
-        let tables: String = (0..self.bridges)
-            .map(|number| format!("delete table inet ringtap_n{number}\n"))
-            .collect();
-        let links: String = (0..self.bridges)
-            .map(|number| format!("link delete rt-n{number}\n"))
-            .collect();
-        let start = Instant::now();
-        run(host, "nft", &["-f", "-"], &tables);
-        run(host, "ip", &["-batch", "-"], &links);
-        times.raw_down.push(start.elapsed());
-        run(
-            host,
-            "sysctl",
-            &["-q", "-p", "-"],
-            "net.ipv4.ip_forward=0\nnet.ipv6.conf.all.forwarding=0\n",
-        );
-    }
-}
-
-fn run(host: &Host, program: &str, args: &[&str], input: &str) {
-    let mut command: Command = host.netns.command(program);
-    let output = bounded(command.args(args), input);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program}: {errors}");
 }
 
 /// Ports, as guests have them.
@@ -223,10 +230,17 @@ fn plug(host: &Host, count: usize) {
         let _ = writeln!(batch, "tuntap add t{number} mode tap");
         let _ = writeln!(batch, "link set t{number} master rt-n{bridge} up");
     }
-    run(host, "ip", &["-batch", "-"], &batch);
+    ip(host, &batch);
 }
 
 fn unplug(host: &Host, count: usize) {
     let lines = (0..count * PORTS_A_NETWORK).map(|number| format!("link delete t{number}\n"));
-    run(host, "ip", &["-batch", "-"], &lines.collect::<String>());
+    ip(host, &lines.collect::<String>());
+}
+
+fn ip(host: &Host, batch: &str) {
+    let mut command = host.netns.command("ip");
+    let output = bounded(command.args(["-batch", "-"]), batch);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
 }

@@ -275,7 +275,7 @@ impl Needed {
     /// For `steps`.
     pub fn after(steps: &[Planned]) -> Self {
         let mut needed: BTreeMap<Owner, Vec<Step>> = BTreeMap::new();
-        for Planned { owner, step } in steps {
+        for Planned { owner, step, .. } in steps {
             let of_owner = needed.entry(owner.clone()).or_default();
             of_owner.extend(step.teardown());
         }
