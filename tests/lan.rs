@@ -90,6 +90,14 @@ fn a_guest_on_a_macvtap_is_a_peer_on_the_lan_and_not_the_hosts() {
         !ping.status.success(),
         "the host's own link sees a macvtap's frames"
     );
+    // Who looks for an IPv6 neighbour asks a group by multicast that the guest alone knows it is in.
+    let internet = &lab.internet;
+    internet.run("ip address add 2001:db8::1/64 dev up0 nodad");
+    guest.run("ip address add 2001:db8::9:1234/64 dev eth0");
+    until("a neighbour that is found", || {
+        let ping = internet.attempt("ping -c 1 -W 1 2001:db8::9:1234");
+        ping.status.success()
+    });
     let status = status(&lab);
     assert!(status.starts_with("lan: up\n  uplink up0\n"), "{status}");
 

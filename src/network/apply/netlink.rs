@@ -574,6 +574,16 @@ impl Netlink {
         self.ask(doing, |handle| handle.link().add(message).execute())
     }
 
+    /// Has macvtap `name` take every multicast frame: which of them its guest listens to is not known.
+    ///
+    /// # Errors
+    /// The kernel's, or there is no such link.
+    pub fn take_all_multicast(&self, name: &IfName) -> Result<(), NetlinkError> {
+        let link = self.there(name)?;
+        let doing = format!("have {name} take all multicast frames");
+        self.do_one(Request::set(doing, &link, |link| link.allmulticast(true)))
+    }
+
     /// Puts `port`, which is one of a bridge that heeds VLANs, in `vlans` and no others.
     ///
     /// # Errors
