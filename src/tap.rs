@@ -1,4 +1,4 @@
-//! Taps and macvtaps: make or open one, set its offloads, read and write frames.
+//! Taps, macvtaps and ipvtaps: make or open one, set its offloads, read and write frames.
 //!
 //! A tap is a link whose other end is this process. Each open of `/dev/net/tun` that is attached to the link
 //! is one queue: a [`TapQueue`]. A macvtap sits on another link, and each open of its own `/dev/tapN` is a queue.
@@ -15,7 +15,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -263,7 +263,7 @@ impl Tap {
         Ok((tap, queues))
     }
 
-    /// Takes queues of one tap or macvtap that somebody else opened and attached, one a pair; see [`inherit`].
+    /// Takes queues of one tap, macvtap or ipvtap that somebody else opened and attached, one a pair; see [`inherit`].
     ///
     /// # Errors
     /// See [`TapError`].
@@ -405,16 +405,7 @@ impl TapQueue {
         if self.attached.is_none_or(|attached| attached == attach) {
             return Ok(());
         }
-        let flag = if attach {
-            libc::IFF_ATTACH_QUEUE
-        } else {
-            libc::IFF_DETACH_QUEUE
-        };
-        // SAFETY: an ifreq is plain C data, for which all zeroes is a value.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        request.ifr_ifru.ifru_flags = flag as libc::c_short;
-        // SAFETY: TUNSETQUEUE reads one ifreq through the pointer, which lives over the call.
-        check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETQUEUE, &raw mut request) })?;
+        set_queue(&self.fd, attach)?;
         self.attached = Some(attach);
         Ok(())
     }
@@ -461,6 +452,12 @@ impl TapQueue {
         let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
         let now = rustix::event::Timespec::default();
         Ok(rustix::io::retry_on_intr(|| poll(&mut fds, Some(&now)))? > 0)
+    }
+}
+
+impl AsFd for TapQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
@@ -567,6 +564,42 @@ fn flag_names(flags: libc::c_int) -> String {
         .map(|(_, name)| *name)
         .collect();
     names.join(" ")
+}
+
+/// Attaches or detaches `queue`.
+fn set_queue(queue: &OwnedFd, attach: bool) -> io::Result<()> {
+    let flag = if attach {
+        libc::IFF_ATTACH_QUEUE
+    } else {
+        libc::IFF_DETACH_QUEUE
+    };
+    // SAFETY: an ifreq is plain C data, for which all zeroes is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_ifru.ifru_flags = flag as libc::c_short;
+    // SAFETY: TUNSETQUEUE reads one ifreq through the pointer, which lives over the call.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETQUEUE, &raw mut request) })?;
+    Ok(())
+}
+
+/// Opens a queue a pair of the macvtap or ipvtap `name`, for other processes to take over by [`Tap::from_fds`].
+///
+/// # Errors
+/// See [`TapError`].
+pub fn open_queues(name: &IfName, pairs: QueuePairs) -> Result<Vec<OwnedFd>, TapError> {
+    let node = MacvtapNode::find(name)?;
+    let queues = (0..pairs.get()).map(|_| node.open(name).map(OwnedFd::from));
+    queues.collect()
+}
+
+/// Attaches a queue of a macvtap or ipvtap that a process may have detached: such a queue does not tell.
+///
+/// # Errors
+/// Those of `TUNSETQUEUE`.
+pub fn attach_again(queue: &OwnedFd) -> io::Result<()> {
+    match set_queue(queue, true) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()), // it is attached
+        done => done,
+    }
 }
 
 /// Takes descriptor `fd` over from whoever started this process: the result is a copy that children of this process

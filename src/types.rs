@@ -78,6 +78,13 @@ impl MacAddr {
         Self([a, b, c, hash[5], hash[6], hash[7]])
     }
 
+    /// The address of these bytes, in the order of the wire, if it is a unicast one.
+    pub fn from_octets(octets: &[u8]) -> Option<Self> {
+        let octets: [u8; 6] = octets.try_into().ok()?;
+        let unicast = octets[0] & 1 == 0 && octets != [0; 6];
+        unicast.then_some(Self(octets))
+    }
+
     /// The six bytes in the order of the wire.
     pub fn octets(self) -> [u8; 6] {
         self.0
@@ -97,11 +104,10 @@ impl FromStr for MacAddr {
             let part = parts.next().filter(hex).ok_or_else(invalid)?;
             *octet = u8::from_str_radix(part, 16).map_err(|_| invalid())?;
         }
-        let unicast = octets[0] & 1 == 0 && octets != [0; 6];
-        if parts.next().is_some() || !unicast {
-            return Err(invalid());
-        }
-        Ok(Self(octets))
+        let alone = parts.next().is_none();
+        Self::from_octets(&octets)
+            .filter(|_| alone)
+            .ok_or_else(invalid)
     }
 }
 

@@ -187,11 +187,11 @@ struct Flags {
     )]
     tap: Option<IfName>,
 
-    /// Move frames through this macvtap, which must exist
+    /// Move frames through this macvtap or ipvtap, which must exist
     #[arg(long, value_name = "NAME", conflicts_with = "tap_fd")]
     macvtap: Option<IfName>,
 
-    /// Move frames through these inherited descriptors of a tap or macvtap, one a queue pair
+    /// Move frames through these inherited descriptors of a tap, macvtap or ipvtap, one a queue pair
     #[arg(long, value_name = "FD[,FD...]", value_delimiter = ',', value_parser = inheritable())]
     tap_fd: Vec<RawFd>,
 

@@ -55,9 +55,10 @@ pub struct Nic {
     pub ip: Option<Ipv4Addr>,
     /// The address DHCPv6 gives it; one of its range where there is none.
     pub ipv6: Option<Ipv6Addr>,
-    /// Addresses that the host routes to it besides, beyond those of the network.
+    /// Addresses that the host routes to it besides, beyond those of the network; on an ipvtap, that it gets besides.
     pub addresses: Vec<IpAddr>,
-    /// Its MAC address; derived from the guest's name and the NIC's number unless the file has one.
+    /// Its MAC address; derived from the guest's name and the NIC's number unless the file has one. An ipvtap has its
+    /// uplink's instead.
     pub mac: MacAddr,
     /// How many pairs of queues it has.
     pub queue_pairs: QueuePairs,
@@ -65,6 +66,17 @@ pub struct Nic {
     pub rates: Rates,
     /// The VLANs of the network's bridge that it is in.
     pub vlans: NicVlans,
+}
+
+impl Nic {
+    /// Every address that the file gives it.
+    pub fn told(&self) -> impl Iterator<Item = IpAddr> {
+        let ip = self.ip.map(IpAddr::V4);
+        let ipv6 = self.ipv6.map(IpAddr::V6);
+        ip.into_iter()
+            .chain(ipv6)
+            .chain(self.addresses.iter().copied())
+    }
 }
 
 /// The VLANs that a NIC is in; none of both for what the bridge gives to every port.
@@ -264,8 +276,17 @@ fn read_nic<'t>(
                 format!("write vlan-filtering = true at networks.{name}, or leave it out"),
             );
         }
-        addresses.check(reader, table, network);
-        if !singles.is_empty() && !matches!(network.mode, Mode::Routed | Mode::Open) {
+        if network.is_told_addresses() {
+            let none = addresses.each().next().is_none() && singles.is_empty();
+            check_ipvtap(reader, table, none);
+        } else {
+            addresses.check(reader, table, network);
+        }
+        let takes_singles = matches!(
+            network.mode,
+            Mode::Routed | Mode::Open | Mode::Ipvtap { .. }
+        );
+        if !singles.is_empty() && !takes_singles {
             reader.problem(
                 &table.span_of("addresses"),
                 table.key("addresses"),
@@ -285,6 +306,24 @@ fn read_nic<'t>(
         rates: own.or(usual.unwrap_or_default()),
         vlans,
     })
+}
+
+/// An ipvtap has the uplink's MAC address, and gets what is for addresses that are known beforehand.
+fn check_ipvtap(reader: &Reader<'_>, table: &Section<'_>, without_addresses: bool) {
+    if table.has("mac") {
+        reader.problem(
+            &table.span_of("mac"),
+            table.key("mac"),
+            "an ipvtap has its uplink's MAC address",
+            "leave it out",
+        );
+    }
+    if without_addresses {
+        let cause = "missing: an ipvtap gets what is for its addresses alone";
+        let remedy =
+            "write ip = \"192.0.2.10\" (or ipv6, or addresses), as the guest is configured";
+        reader.problem(&table.span, table.key("ip"), cause, remedy);
+    }
 }
 
 /// `vlan` and `vlans` of a NIC.

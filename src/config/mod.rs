@@ -378,7 +378,8 @@ fn add_singles(networks: &mut ReadMap<'_, Network>, guests: &ReadMap<'_, Guest>)
     let guests = guests.values().filter_map(|read| read.value.as_ref());
     for nic in guests.flat_map(|guest| &guest.nics) {
         let network = networks.get_mut(&nic.network);
-        if let Some(network) = network.and_then(|read| read.value.as_mut()) {
+        let network = network.and_then(|read| read.value.as_mut());
+        if let Some(network) = network.filter(|network| !network.is_lan()) {
             let routes = nic.addresses.iter().map(|ip| StaticRoute::to_guest(*ip));
             network.singles.extend(routes);
         }
@@ -614,7 +615,8 @@ fn quarrel(one: (&Network, &Uplink), other: (&Network, &Uplink)) -> Option<(Stri
         return Some((cause, "one is enough: leave out the other".to_owned()));
     }
     let bridges = [network, other].map(Network::has_own_bridge);
-    if uplink.link() != its.link() || !bridges.contains(&true) {
+    let kinds = [network, other].map(Network::is_told_addresses);
+    if uplink.link() != its.link() || !bridges.contains(&true) && kinds[0] == kinds[1] {
         return None;
     }
     let cause = format!(
@@ -622,10 +624,10 @@ fn quarrel(one: (&Network, &Uplink), other: (&Network, &Uplink)) -> Option<(Stri
         uplink.link(),
         other.name
     );
-    let remedy = if bridges[0] && bridges[1] {
-        format!("write bridge = \"{}\" instead", other.own_bridge())
-    } else {
-        "a bridge over a link gets all of its frames: choose one mode for both".to_owned()
+    let remedy = match bridges {
+        [true, true] => format!("write bridge = \"{}\" instead", other.own_bridge()),
+        [false, false] => "a link carries macvtaps or ipvtaps: choose one mode for both".to_owned(),
+        _ => "a bridge over a link gets all of its frames: choose one mode for both".to_owned(),
     };
     Some((cause, remedy))
 }

@@ -113,7 +113,7 @@ impl Network {
             Mode::Bridge {
                 bridge: LanBridge::There(bridge),
             } => bridge.clone(),
-            Mode::Macvtap { uplink, .. } => uplink.link(),
+            Mode::Macvtap { uplink, .. } | Mode::Ipvtap { uplink, .. } => uplink.link(),
             _ => self.own_bridge(),
         }
     }
@@ -124,14 +124,28 @@ impl Network {
             Mode::Bridge {
                 bridge: LanBridge::Over { uplink, .. },
             }
-            | Mode::Macvtap { uplink, .. } => Some(uplink),
+            | Mode::Macvtap { uplink, .. }
+            | Mode::Ipvtap { uplink, .. } => Some(uplink),
             _ => None,
         }
     }
 
-    /// Whether ringtap makes a macvlan for it, so that the host and guests on macvtaps can talk.
+    /// Whether ringtap makes a macvlan or ipvlan for it, so that the host and guests on macvtaps or ipvtaps can talk.
     pub fn has_shim(&self) -> bool {
-        matches!(self.mode, Mode::Macvtap { shim: true, .. })
+        matches!(
+            self.mode,
+            Mode::Macvtap { shim: true, .. } | Mode::Ipvtap { shim: true, .. }
+        )
+    }
+
+    /// Whether its NICs are links of their own on an uplink, and no ports of a bridge.
+    pub fn taps_uplink(&self) -> bool {
+        self.mode.taps_uplink()
+    }
+
+    /// Whether its NICs are ipvtaps, which get what is for their addresses alone.
+    pub fn is_told_addresses(&self) -> bool {
+        matches!(self.mode, Mode::Ipvtap { .. })
     }
 
     /// Whether ringtap makes a bridge for it.
@@ -234,6 +248,13 @@ pub enum Mode {
         /// Whether they are made even where the LAN looks as if it took one MAC address alone.
         force: bool,
     },
+    /// Guests are peers on the LAN, by ipvtaps on an uplink, whose MAC address all of them have.
+    Ipvtap {
+        /// The uplink.
+        uplink: Uplink,
+        /// Whether the host gets a link beside them, to which what it has on the uplink moves.
+        shim: bool,
+    },
 }
 
 /// A bridge on the LAN.
@@ -279,14 +300,20 @@ impl FromStr for MacvtapMode {
 
 impl Mode {
     /// What the file calls them.
-    const NAMES: [&str; 6] = ["nat", "routed", "isolated", "open", "bridge", "macvtap"];
+    const NAMES: [&str; 7] = [
+        "nat", "routed", "isolated", "open", "bridge", "macvtap", "ipvtap",
+    ];
 
     fn has_host(&self) -> bool {
         *self != Self::Isolated { host: false } && !self.is_lan()
     }
 
     fn is_lan(&self) -> bool {
-        matches!(self, Self::Bridge { .. } | Self::Macvtap { .. })
+        matches!(self, Self::Bridge { .. }) || self.taps_uplink()
+    }
+
+    fn taps_uplink(&self) -> bool {
+        matches!(self, Self::Macvtap { .. } | Self::Ipvtap { .. })
     }
 }
 
@@ -360,20 +387,20 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
     let rate_out = read_gateway_rate(reader, &section, mode.as_ref(), "rate-out");
     let truth = |key| reader.boolean(&section, key).is_some_and(|at| at.value);
     let (isolate_guests, vlan_filtering) = (truth("isolate-guests"), truth("vlan-filtering"));
+    let apart = match mode {
+        Some(Mode::Ipvtap { .. }) => "leave it out",
+        _ => "write macvtap-mode = \"private\" instead",
+    };
     for (key, there, remedy) in [
-        (
-            "isolate-guests",
-            isolate_guests,
-            "write macvtap-mode = \"private\" instead",
-        ),
+        ("isolate-guests", isolate_guests, apart),
         (
             "vlan-filtering",
             vlan_filtering,
-            "write vlan = 20 for macvtaps in one VLAN",
+            "write vlan = 20 for guests in one VLAN",
         ),
     ] {
-        if there && matches!(mode, Some(Mode::Macvtap { .. })) {
-            let cause = "macvtaps are no ports of a bridge";
+        if there && mode.as_ref().is_some_and(Mode::taps_uplink) {
+            let cause = "macvtaps and ipvtaps are no ports of a bridge";
             reader.problem(&section.span_of(key), section.key(key), cause, remedy);
         }
     }
@@ -470,7 +497,7 @@ fn is_countable(limit: RateLimit) -> bool {
 /// Where the host serves nothing, the file can't say what.
 fn refuse_services(reader: &Reader<'_>, section: &Section<'_>, mode: &Mode) {
     let (keys, cause): (&[&str], _) = match mode {
-        Mode::Bridge { .. } | Mode::Macvtap { .. } => (
+        Mode::Bridge { .. } | Mode::Macvtap { .. } | Mode::Ipvtap { .. } => (
             &["subnet", "ipv6", "dhcp", "dns", "domain", "routes"],
             "addresses, names and routes are the LAN's to give",
         ),
@@ -525,16 +552,18 @@ fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
     only_for("bridge", section.has("bridge"), "bridge");
     only_for("macvtap-mode", section.has("macvtap-mode"), "macvtap");
     only_for("proxy", section.has("proxy"), "routed");
-    only_for("shim", shim.is_some(), "macvtap");
-    for key in ["uplink", "vlan", "force"]
-        .into_iter()
-        .filter(|key| section.has(key))
-    {
-        if !["bridge", "macvtap"].contains(&text.value) {
+    let on_uplinks: &[&str] = &["bridge", "macvtap", "ipvtap"];
+    for (key, modes) in [
+        ("uplink", on_uplinks),
+        ("vlan", on_uplinks),
+        ("force", &["bridge", "macvtap"]),
+        ("shim", &["macvtap", "ipvtap"]),
+    ] {
+        if section.has(key) && !modes.contains(&text.value) {
             reader.problem(
                 &section.span_of(key),
                 section.key(key),
-                "only goes with mode = \"bridge\" or \"macvtap\"",
+                format!("only goes with mode = {}", alternatives(modes)),
                 "leave it out",
             );
         }
@@ -551,6 +580,7 @@ fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
         "bridge" => Mode::Bridge {
             bridge: read_lan_bridge(reader, section, force == Some(true))?,
         },
+        "ipvtap" => read_ipvtap(reader, section, shim == Some(true))?,
         "macvtap" => read_macvtap(reader, section, shim == Some(true), force == Some(true))?,
         _ => {
             let cause = format!("unknown mode {:?}", text.value);
@@ -560,6 +590,16 @@ fn read_mode<'t>(reader: &Reader<'t>, section: &Section<'t>) -> Option<Mode> {
         }
     };
     Some(mode)
+}
+
+/// `names` as a person would list them: `"a", "b" or "c"`.
+fn alternatives(names: &[&str]) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| format!("{name:?}")).collect();
+    match quoted.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+        None => String::new(),
+    }
 }
 
 /// Either `bridge`, one that is there, or `uplink`, for one to be made over.
@@ -622,6 +662,16 @@ fn read_macvtap<'t>(
         shim,
         force,
     })
+}
+
+fn read_ipvtap<'t>(reader: &Reader<'t>, section: &Section<'t>, shim: bool) -> Option<Mode> {
+    let uplink = uplink::read(reader, section)?;
+    if shim && uplink.vlan.is_some() {
+        let cause = "the host has nothing in the VLAN that could move there";
+        let span = section.span_of("shim");
+        reader.problem(&span, section.key("shim"), cause, "leave it out");
+    }
+    Some(Mode::Ipvtap { uplink, shim })
 }
 
 fn read_mtu<'t>(reader: &Reader<'t>, section: &Section<'t>, number: &At<i64>) -> Option<Mtu> {

@@ -1,6 +1,7 @@
 //! A guest's NIC on the host: its tap on the network's bridge, and the backend process that serves it.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -12,9 +13,10 @@ use super::process::{Process, background, last_line};
 use super::qemu::Wiring;
 use crate::backend::{BackendArgs, Endpoint, HostLink, StatsAddr};
 use crate::config::{Guest, Mode, Network};
-use crate::network::port::{self, PortError, beside};
+use crate::network::ipvtap::{Ipvtap, IpvtapError};
+use crate::network::port::{self, Attached, PortError, beside};
 use crate::tap::{Tap, TapError};
-use crate::types::{IfName, Mtu};
+use crate::types::{IfName, MacAddr, Mtu, Name};
 
 /// How long a backend may take until front-ends can connect.
 const READY_LIMIT: Duration = Duration::from_secs(10);
@@ -34,6 +36,9 @@ pub enum NicError {
     /// The namespace of the network's tenant can't be entered.
     #[error("the network namespace of the tenant can't be entered (which needs CAP_SYS_ADMIN)")]
     Namespace(#[source] io::Error),
+    /// Its ipvtap can't be made.
+    #[error(transparent)]
+    Ipvtap(#[from] IpvtapError),
     /// Its backend can't be started.
     #[error("the backend can't be started")]
     Spawn(#[source] io::Error),
@@ -61,14 +66,81 @@ pub fn stats_socket(dir: &Path, index: usize) -> PathBuf {
     dir.join(format!("nic{index}.stats"))
 }
 
-/// A tap that is deleted when this value is dropped.
+/// A link that is deleted when this value is dropped.
 #[derive(Debug)]
-struct Port(port::Port);
+struct Link(port::Port);
 
-impl Drop for Port {
+impl Drop for Link {
     fn drop(&mut self) {
         if let Err(error) = self.0.delete() {
             tracing::warn!("tap {} stays: {error}", self.0.link);
+        }
+    }
+}
+
+/// What a NIC is plugged into its network by; it goes away with this value.
+#[derive(Debug)]
+enum Port {
+    /// A tap or macvtap.
+    Link(Link),
+    /// An ipvtap, in a namespace of its own.
+    Ipvtap(Ipvtap),
+}
+
+impl Port {
+    /// Makes what plugs the NIC number `index` of `guest` into `network`, for the ringtap with this run directory. Gives it
+    /// with what the backend opens it by, and what it is like.
+    fn make(
+        guest: &Guest,
+        index: usize,
+        network: &Network,
+        run_dir: &Path,
+    ) -> Result<(Self, HostLink, Attached), NicError> {
+        let nic = &guest.nics[index];
+        let tap = guest.tap(index);
+        if let Mode::Ipvtap { uplink, .. } = &network.mode {
+            let told: Vec<IpAddr> = nic.told().collect();
+            let pairs = nic.queue_pairs;
+            let ipvtap = Ipvtap::make(&tap, &uplink.link(), &told, pairs, network.mtu)?;
+            let link = HostLink::TapFds(ipvtap.queues());
+            let attached = Attached {
+                mtu: ipvtap.mtu(),
+                checksums: true,
+            };
+            return Ok((Self::Ipvtap(ipvtap), link, attached));
+        }
+        let link = match network.mode {
+            Mode::Macvtap { .. } => HostLink::Macvtap(tap.clone()),
+            _ => {
+                Tap::make_persistent(&tap)?;
+                HostLink::Tap(tap.clone())
+            }
+        };
+        let port = Link(port::Port::new(&tap, nic, network, run_dir));
+        let attached = port.0.attach(nic, network)?;
+        Ok((Self::Link(port), link, attached))
+    }
+
+    /// The tenant in whose namespace it is, if it is one's.
+    fn tenant(&self) -> Option<&Name> {
+        match self {
+            Self::Link(link) => link.0.tenant.as_ref(),
+            Self::Ipvtap(_) => None,
+        }
+    }
+
+    fn name(&self) -> &IfName {
+        match self {
+            Self::Link(link) => &link.0.link,
+            Self::Ipvtap(ipvtap) => ipvtap.name(),
+        }
+    }
+
+    /// The MAC address that the guest must have, if not its own.
+    fn mac(&self) -> Option<MacAddr> {
+        match self {
+            Self::Link(_) => None,
+            Self::Ipvtap(ipvtap) => Some(ipvtap.mac()),
         }
     }
 }
@@ -109,16 +181,7 @@ impl HostNic {
         dir: &Path,
     ) -> Result<Self, NicError> {
         let nic = &guest.nics[index];
-        let tap = guest.tap(index);
-        let link = match network.mode {
-            Mode::Macvtap { .. } => HostLink::Macvtap(tap.clone()),
-            _ => {
-                Tap::make_persistent(&tap)?;
-                HostLink::Tap(tap.clone())
-            }
-        };
-        let port = Port(port::Port::new(&tap, nic, network, run_dir));
-        let attached = port.0.attach(nic, network)?;
+        let (port, link, attached) = Port::make(guest, index, network, run_dir)?;
         let socket = dir.join(format!("nic{index}.sock"));
         let args = BackendArgs {
             queue_pairs: nic.queue_pairs,
@@ -128,10 +191,10 @@ impl HostNic {
             ..BackendArgs::new(Endpoint::Listen(socket.clone()), link)
         };
         let log = dir.join(format!("nic{index}.log"));
-        let backend = start_and_wait(&args, &tap, &log)?;
+        let backend = start_and_wait(&args, &port, &log)?;
         let wiring = Wiring {
             socket,
-            mac: nic.mac,
+            mac: port.mac().unwrap_or(nic.mac),
             queue_pairs: nic.queue_pairs,
             mtu: host_mtu(network, attached.mtu),
             checksums: attached.checksums,
@@ -157,7 +220,7 @@ impl HostNic {
 
     /// The tap, for messages.
     pub fn tap(&self) -> &IfName {
-        &self.port.0.link
+        self.port.name()
     }
 
     /// What the backend said last.
@@ -170,9 +233,8 @@ impl HostNic {
     /// # Errors
     /// Where the process can't be started.
     pub fn restart(&mut self) -> Result<(), NicError> {
-        let spawn = || spawn(&self.args, &self.log, None);
-        self.backend =
-            beside(self.port.0.tenant.as_ref(), spawn).map_err(NicError::Namespace)??;
+        let spawn = || spawn(&self.args, &self.port, &self.log, None);
+        self.backend = beside(self.port.tenant(), spawn).map_err(NicError::Namespace)??;
         Ok(())
     }
 }
@@ -184,7 +246,7 @@ fn host_mtu(network: &Network, found: u32) -> Option<Mtu> {
 }
 
 /// Starts a backend and waits for its word that it is ready (sd_notify(3)).
-fn start_and_wait(args: &BackendArgs, tap: &IfName, log: &Path) -> Result<Process, NicError> {
+fn start_and_wait(args: &BackendArgs, port: &Port, log: &Path) -> Result<Process, NicError> {
     let path = log.with_extension("ready");
     let run_dir = |cause| NicError::RunDir {
         path: path.clone(),
@@ -192,12 +254,12 @@ fn start_and_wait(args: &BackendArgs, tap: &IfName, log: &Path) -> Result<Proces
     };
     let socket = UnixDatagram::bind(&path).map_err(run_dir)?;
     socket.set_nonblocking(true).map_err(run_dir)?;
-    let mut backend = spawn(args, log, Some(&path))?;
+    let mut backend = spawn(args, port, log, Some(&path))?;
     let ready = wait_until_ready(&mut backend, socket).map_err(run_dir)?;
     std::fs::remove_file(&path).map_err(run_dir)?;
     if !ready {
         return Err(NicError::NotReady {
-            tap: tap.clone(),
+            tap: port.name().clone(),
             said: last_line(&log.to_owned()),
         });
     }
@@ -231,7 +293,12 @@ fn is_ready(message: &[u8]) -> bool {
         .any(|line| line == b"READY=1")
 }
 
-fn spawn(args: &BackendArgs, log: &Path, ready: Option<&Path>) -> Result<Process, NicError> {
+fn spawn(
+    args: &BackendArgs,
+    port: &Port,
+    log: &Path,
+    ready: Option<&Path>,
+) -> Result<Process, NicError> {
     let run_dir = |cause| NicError::RunDir {
         path: log.to_owned(),
         cause,
@@ -243,5 +310,10 @@ fn spawn(args: &BackendArgs, log: &Path, ready: Option<&Path>) -> Result<Process
         Some(path) => command.env("NOTIFY_SOCKET", path),
         None => command.env_remove("NOTIFY_SOCKET"),
     };
-    Process::spawn(&mut command).map_err(NicError::Spawn)
+    let mut start = || Process::spawn(&mut command);
+    let started = match port {
+        Port::Link(_) => start(),
+        Port::Ipvtap(ipvtap) => ipvtap.handing_over(start).and_then(|started| started),
+    };
+    started.map_err(NicError::Spawn)
 }

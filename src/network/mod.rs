@@ -18,6 +18,7 @@ pub mod apply;
 mod chains;
 mod confirm;
 pub mod inventory;
+pub mod ipvtap;
 pub mod journal;
 mod leases;
 mod listeners;

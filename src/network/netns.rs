@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -82,20 +83,50 @@ pub fn delete(name: &str) -> io::Result<()> {
     absent_is_fine(fs::remove_file(&path))
 }
 
+/// A namespace, kept for as long as it is held.
+#[derive(Debug)]
+pub struct Namespace(File);
+
+impl Namespace {
+    /// A new one, without a name.
+    ///
+    /// # Errors
+    /// The kernel's, for want of CAP_SYS_ADMIN as a rule.
+    pub fn unnamed() -> io::Result<Self> {
+        in_thread(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            File::open(OWN).map(Self)
+        })
+    }
+
+    /// What `work` gives inside.
+    ///
+    /// # Errors
+    /// It can't be entered.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        in_thread(|| {
+            setns(&self.0, CloneFlags::CLONE_NEWNET)?;
+            Ok(work())
+        })
+    }
+}
+
+impl AsFd for Namespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// What `work` gives in the namespace called `name`. Where there is none it has an empty one, in which there is nothing to
 /// find and nothing to take back.
 ///
 /// # Errors
 /// The namespace can't be entered.
 pub fn within<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-    let namespace = open(&path(name))?;
-    in_thread(|| {
-        match namespace {
-            Some(namespace) => setns(namespace, CloneFlags::CLONE_NEWNET)?,
-            None => unshare(CloneFlags::CLONE_NEWNET)?,
-        }
-        Ok(work())
-    })
+    match open(&path(name))? {
+        Some(namespace) => Namespace(namespace).within(work),
+        None => Namespace::unnamed()?.within(work),
+    }
 }
 
 /// The namespace called `name`, for the kernel to put links into.

@@ -37,7 +37,7 @@ impl Policy {
     /// That of `net` on `network`, its own or behind a machine there; none where the host is not its gateway.
     pub fn of_net(network: &Network, net: IpNet) -> Option<Self> {
         Some(match &network.mode {
-            Mode::Bridge { .. } | Mode::Macvtap { .. } => return None,
+            Mode::Bridge { .. } | Mode::Macvtap { .. } | Mode::Ipvtap { .. } => return None,
             Mode::Nat { nat66 } => Self::nat(net, *nat66),
             // What the router translates has the router's own address, and the rest is known beyond.
             Mode::Router { .. } => Self::nat(net, network.prefix(Family::Ipv6) == Some(net)),

@@ -166,9 +166,11 @@ fn on_lan(from: Party<'_>, to: Party<'_>) -> Option<Verdict> {
         (Party::Guests(network), Party::Host) | (Party::Host, Party::Guests(network)) => {
             match network.mode {
                 // Whether the host has addresses there is not ringtap's doing.
-                Mode::Bridge { .. } | Mode::Macvtap { shim: true, .. } => Some(Verdict::Admin),
-                // What a macvtap sends leaves by the uplink, and the host's own link never sees it.
-                Mode::Macvtap { .. } => Some(Verdict::No),
+                Mode::Bridge { .. }
+                | Mode::Macvtap { shim: true, .. }
+                | Mode::Ipvtap { shim: true, .. } => Some(Verdict::Admin),
+                // What a macvtap or ipvtap sends leaves by the uplink, and the host's own link never sees it.
+                Mode::Macvtap { .. } | Mode::Ipvtap { .. } => Some(Verdict::No),
                 _ => None,
             }
         }

@@ -73,8 +73,8 @@ struct NetworkStatus {
     state: State,
     /// The link that guests are attached to.
     trunk: String,
-    /// What kind of link it is: `bridge`, `ovs-bridge` (Open vSwitch's), `uplink` of macvtaps, or the `cable` to a tenant's
-    /// router.
+    /// What kind of link it is: `bridge`, `ovs-bridge` (Open vSwitch's), `uplink` of macvtaps and ipvtaps, or the `cable` to a
+    /// tenant's router.
     trunk_kind: &'static str,
     /// The host's addresses on the bridge.
     gateways: Vec<IpNet>,
@@ -116,7 +116,7 @@ impl NetworkStatus {
             ports: ports.map(|link| link.name.clone()).collect(),
             trunk,
             trunk_kind: match network.mode {
-                Mode::Macvtap { .. } => "uplink",
+                Mode::Macvtap { .. } | Mode::Ipvtap { .. } => "uplink",
                 Mode::Router { .. } => "cable",
                 _ if network.switch.is_ovs() => "ovs-bridge",
                 _ => "bridge",

@@ -22,6 +22,8 @@ pub enum Feature {
     Bonding,
     /// Open vSwitch's part in the kernel: the module openvswitch.
     OpenVswitch,
+    /// Ipvtaps: the module ipvtap, and ipvlan below it.
+    Ipvtap,
 }
 
 impl Feature {
@@ -37,6 +39,7 @@ impl Feature {
                 let listed = Netns::new("probe").attempt("ovs-dpctl dump-dps");
                 listed.status.success()
             }
+            Self::Ipvtap => makes("made link veth0 type ipvtap mode l2"),
         }
     }
 }

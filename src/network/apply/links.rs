@@ -90,6 +90,7 @@ fn request(
             Kind::Vlan { link: over, id } => Request::add_vlan(link, there(over)?, *id),
             Kind::Veth { peer, namespace } => Request::add_veth(link, *mac, peer, namespace)?,
             Kind::Macvlan { link: over } => Request::add_macvlan(link, there(over)?, *mac),
+            Kind::Ipvlan { link: over } => Request::add_ipvlan(link, there(over)?),
         },
         LinkStep::Delete { link, kind, mac } => match found(link) {
             Some(there) if is_made(there, kind, *mac) => Request::delete(link, there),

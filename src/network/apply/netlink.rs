@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::pin::Pin;
 
 use futures_util::TryStreamExt;
@@ -17,14 +17,16 @@ use ipnet::IpNet;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{
     BondMode as netlink_bond, BridgeStpState, BridgeVlanInfoFlags, InfoBridgePort, InfoData,
-    InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
-    MacVlanMode, MacVtapMode,
+    InfoKind, InfoPortData, InfoPortKind, InfoVeth, IpVlanMode, LinkAttribute, LinkInfo,
+    LinkMessage, MacVlanMode, MacVtapMode,
 };
 use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
+use rtnetlink::packet_route::rule::RuleMessage;
 use rtnetlink::{
-    AddressMessageBuilder, Handle, LinkBond, LinkBridge, LinkBridgeVlan, LinkMacVlan, LinkMacVtap,
-    LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan, RouteMessageBuilder,
+    AddressMessageBuilder, Handle, IpVersion, LinkBond, LinkBridge, LinkBridgeVlan, LinkIpVlan,
+    LinkIpVtap, LinkMacVlan, LinkMacVtap, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan,
+    RouteMessageBuilder,
 };
 use thiserror::Error;
 use tokio::runtime::Runtime;
@@ -32,7 +34,7 @@ use tokio::runtime::Runtime;
 use crate::config::{BondMode, MacvtapMode, NicVlans, StaticRoute};
 use crate::network::netns;
 use crate::network::plan::{Kind, MIIMON, Master};
-use crate::types::{IfName, MacAddr, Mtu, VlanId};
+use crate::types::{Family, IfName, MacAddr, Mtu, VlanId};
 
 /// The kernel refused a change to a link, address or route, or could not be asked.
 #[derive(Debug, Error)]
@@ -208,6 +210,13 @@ impl Request {
         let builder = LinkMacVlan::new(name.as_str(), over.header.index, MacVlanMode::Bridge);
         let doing = format!("make macvlan {name} (which needs the kernel's module macvlan)");
         Self::add(doing, with_mac(builder, mac))
+    }
+
+    /// Makes an ipvlan of `over`, down, with the address of that.
+    pub fn add_ipvlan(name: &IfName, over: &LinkMessage) -> Self {
+        let builder = LinkIpVlan::new(name.as_str(), over.header.index, IpVlanMode::L2);
+        let doing = format!("make ipvlan {name} (which needs the kernel's module ipvlan)");
+        Self::add(doing, builder.build())
     }
 
     /// Makes `link`, called `name`, a port of `master`; it is up then.
@@ -574,6 +583,20 @@ impl Netlink {
         self.ask(doing, |handle| handle.link().add(message).execute())
     }
 
+    /// Makes an ipvtap on `uplink`, of its MTU and address, down.
+    ///
+    /// # Errors
+    /// The kernel's, such as that it has no ipvtaps, or there is no such uplink.
+    pub fn add_ipvtap(&self, name: &IfName, uplink: &IfName) -> Result<(), NetlinkError> {
+        let index = self.index(uplink)?;
+        let message = LinkIpVtap::new(name.as_str(), index, IpVlanMode::L2).build();
+        let doing = format!(
+            "make ipvtap {name} on {uplink} (which needs the kernel's module ipvtap, and an uplink that is in no \
+             other use)"
+        );
+        self.ask(doing, |handle| handle.link().add(message).execute())
+    }
+
     /// Has macvtap `name` take every multicast frame: which of them its guest listens to is not known.
     ///
     /// # Errors
@@ -582,6 +605,56 @@ impl Netlink {
         let link = self.there(name)?;
         let doing = format!("have {name} take all multicast frames");
         self.do_one(Request::set(doing, &link, |link| link.allmulticast(true)))
+    }
+
+    /// Moves link `name` to a network namespace.
+    ///
+    /// # Errors
+    /// The kernel's, or there is no such link.
+    pub fn move_to(&self, name: &IfName, namespace: BorrowedFd<'_>) -> Result<(), NetlinkError> {
+        let link = self.there(name)?;
+        let doing = format!("move {name} to a namespace of its own");
+        let fd = namespace.as_raw_fd();
+        self.do_one(Request::set(doing, &link, |link| link.setns_by_fd(fd)))
+    }
+
+    /// Gives `name` single addresses.
+    ///
+    /// # Errors
+    /// The kernel's, such as that another ipvtap of the uplink has one, or there is no such link.
+    pub fn add_addresses(&self, name: &IfName, addresses: &[IpAddr]) -> Result<(), NetlinkError> {
+        let link = self.there(name)?;
+        let mut addresses = addresses.iter();
+        addresses.try_for_each(|ip| self.do_one(Request::add_address(name, &link, (*ip).into())))
+    }
+
+    /// Deletes every routing rule of `family`, so that no route leads anywhere.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn delete_rules(&self, family: Family) -> Result<(), NetlinkError> {
+        let family = match family {
+            Family::Ipv4 => IpVersion::V4,
+            Family::Ipv6 => IpVersion::V6,
+        };
+        self.ask("delete routing rules", |handle| async move {
+            let rules = handle.rule().get(family).execute();
+            let rules: Vec<RuleMessage> = rules.try_collect().await?;
+            for rule in rules {
+                handle.rule().del(rule).execute().await?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The MAC address of `name`.
+    ///
+    /// # Errors
+    /// The kernel's, or there is no such link, or none with such an address.
+    pub fn mac(&self, name: &IfName) -> Result<MacAddr, NetlinkError> {
+        let link = self.there(name)?;
+        let mac = mac_of(&link).and_then(MacAddr::from_octets);
+        mac.ok_or_else(|| NetlinkError::no_link(name))
     }
 
     /// Puts `port`, which is one of a bridge that heeds VLANs, in `vlans` and no others.
@@ -717,6 +790,7 @@ pub fn is_made(link: &LinkMessage, kind: &Kind, mac: Option<MacAddr>) -> bool {
         Kind::Vlan { .. } => InfoKind::Vlan,
         Kind::Veth { .. } => InfoKind::Veth,
         Kind::Macvlan { .. } => InfoKind::MacVlan,
+        Kind::Ipvlan { .. } => InfoKind::IpVlan,
     };
     // A bond's address is that of its links in the end.
     is_kind(link, &kind)

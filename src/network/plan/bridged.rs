@@ -6,7 +6,7 @@
 
 use super::Remark;
 use super::step::Step;
-use crate::config::{BridgeNfCall, Config, Mode, Network};
+use crate::config::{BridgeNfCall, Config, Network};
 use crate::network::inventory::{BRIDGE_NF_CALL, Inventory};
 use crate::types::Family;
 
@@ -55,7 +55,7 @@ pub(super) fn is_accepted(
 
 /// Whether the guests of `network` are ports of a bridge of the kernel's; others show no frames to iptables.
 fn is_bridged(network: &Network) -> bool {
-    !network.switch.is_ovs() && !matches!(network.mode, Mode::Macvtap { .. })
+    !network.switch.is_ovs() && !network.taps_uplink()
 }
 
 /// The sysctls that show bridged frames to iptables.

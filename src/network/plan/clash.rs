@@ -66,7 +66,7 @@ pub(super) fn clashes(config: &Config, networks: &[&Network], inventory: &Invent
         .collect();
     for network in networks {
         let cause = if network.is_lan() {
-            lan::clash(network, inventory)
+            lan::clash(config, network, inventory)
         } else {
             no_ipv6(network, inventory)
                 .or_else(|| no_proxy(network, networks, inventory))

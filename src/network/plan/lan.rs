@@ -29,7 +29,19 @@ pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -
         }
         Mode::Macvtap {
             uplink, shim: true, ..
-        } => steps.extend(shim_steps(network, uplink, inventory)),
+        } => {
+            let kind = Kind::Macvlan {
+                link: uplink.link(),
+            };
+            let mac = Some(bridge::bridge_mac(network));
+            steps.extend(shim_steps(network, uplink, (kind, mac), inventory));
+        }
+        Mode::Ipvtap { uplink, shim: true } => {
+            let kind = Kind::Ipvlan {
+                link: uplink.link(),
+            };
+            steps.extend(shim_steps(network, uplink, (kind, None), inventory));
+        }
         _ => {}
     }
     steps.extend(ovs::ports(config, network, inventory));
@@ -37,9 +49,14 @@ pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -
     steps
 }
 
-/// A macvlan beside the guests' macvtaps, since those can't talk to the uplink itself. It has an address of its own: the
-/// kernel gives it no other's.
-fn shim_steps(network: &Network, uplink: &Uplink, inventory: &Inventory) -> Vec<Step> {
+/// A macvlan beside the guests' macvtaps, or an ipvlan beside their ipvtaps, since those can't talk to the uplink itself. A
+/// macvlan has an address of its own: the kernel gives it no other's.
+fn shim_steps(
+    network: &Network,
+    uplink: &Uplink,
+    (kind, mac): (Kind, Option<MacAddr>),
+    inventory: &Inventory,
+) -> Vec<Step> {
     let name = network.own_bridge();
     let found = inventory.link(name.as_str());
     let over = uplink.link();
@@ -47,8 +64,8 @@ fn shim_steps(network: &Network, uplink: &Uplink, inventory: &Inventory) -> Vec<
     if found.is_none() {
         let add = LinkStep::Add {
             link: name.clone(),
-            kind: Kind::Macvlan { link: over.clone() },
-            mac: Some(bridge::bridge_mac(network)),
+            kind,
+            mac,
         };
         steps.push(add.into());
         let below = hardware(uplink, inventory);
@@ -196,7 +213,11 @@ fn bridge_mac(network: &Network, uplink: &Uplink, inventory: &Inventory) -> MacA
 }
 
 /// What stands in the way: cause and remedy.
-pub(super) fn clash(network: &Network, inventory: &Inventory) -> Option<(String, String)> {
+pub(super) fn clash(
+    config: &Config,
+    network: &Network,
+    inventory: &Inventory,
+) -> Option<(String, String)> {
     let held = inventory.networks.get(&network.name);
     let has_own = network.has_own_bridge() || network.has_shim();
     if held.is_some_and(|held| held.own_link) && !has_own {
@@ -235,8 +256,35 @@ pub(super) fn clash(network: &Network, inventory: &Inventory) -> Option<(String,
             })
             .or_else(|| one_mac(uplink, *force, inventory))
             .or_else(|| large_mtu(network, uplink.hardware().first()?, inventory)),
+        Mode::Ipvtap { uplink, shim } => uplink::clash(uplink, None, inventory)
+            .or_else(|| {
+                let mac = hardware(uplink, inventory)?.mac?;
+                let taken = || clash::taken_name(network, "ipvlan", mac, inventory);
+                shim.then(taken).flatten()
+            })
+            .or_else(|| hosts_own(config, network, inventory))
+            .or_else(|| large_mtu(network, uplink.hardware().first()?, inventory)),
         _ => None,
     }
+}
+
+/// An address of a guest's ipvtap that is the host's: the host would no longer get what is for it.
+fn hosts_own(
+    config: &Config,
+    network: &Network,
+    inventory: &Inventory,
+) -> Option<(String, String)> {
+    let nics = config.nics_on(network);
+    let mut addresses = nics.flat_map(|(guest, nic)| nic.told().map(move |ip| (guest, ip)));
+    addresses.find_map(|(guest, ip)| {
+        let has = |link: &&Link| link.addresses.iter().any(|net| net.addr() == ip);
+        let link = inventory.links.iter().find(has)?;
+        let cause = format!(
+            "{ip} of guest {} is the host's own, on link `{}`",
+            guest.name, link.name
+        );
+        Some((cause, "choose another address for the guest".to_owned()))
+    })
 }
 
 fn large_mtu(network: &Network, below: &IfName, inventory: &Inventory) -> Option<(String, String)> {
@@ -315,7 +363,10 @@ fn one_mac(uplink: &Uplink, force: bool, inventory: &Inventory) -> Option<(Strin
                 "`{}` is wireless: its access point takes the host's address alone",
                 link.name
             );
-            return Some((cause, "use mode = \"nat\" or \"routed\"".to_owned()));
+            return Some((
+                cause,
+                "use mode = \"ipvtap\", \"nat\" or \"routed\"".to_owned(),
+            ));
         }
         if force || uplink.vlan.is_some() {
             return None;
@@ -324,7 +375,7 @@ fn one_mac(uplink: &Uplink, force: bool, inventory: &Inventory) -> Option<(Strin
         let cause = format!(
             "{why}: many a provider cuts off hosts that show other MAC addresses than their own"
         );
-        let remedy = "use mode = \"routed\", or write force = true if it takes them";
+        let remedy = "use mode = \"routed\" or \"ipvtap\", or write force = true if it takes them";
         Some((cause, remedy.to_owned()))
     })
 }

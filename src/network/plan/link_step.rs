@@ -171,6 +171,11 @@ pub enum Kind {
         /// The other link.
         link: IfName,
     },
+    /// An ipvlan of another link, whose MAC address it shares.
+    Ipvlan {
+        /// The other link.
+        link: IfName,
+    },
 }
 
 /// What a port is one of.
@@ -261,7 +266,10 @@ impl fmt::Display for LinkStep {
         match self {
             Self::Add { link, kind, mac } => {
                 f.write_str("ip link add ")?;
-                if let Kind::Vlan { link: over, .. } | Kind::Macvlan { link: over } = kind {
+                if let Kind::Vlan { link: over, .. }
+                | Kind::Macvlan { link: over }
+                | Kind::Ipvlan { link: over } = kind
+                {
                     write!(f, "link {over} name ")?;
                 }
                 write!(f, "{link}")?;
@@ -285,6 +293,7 @@ impl fmt::Display for LinkStep {
                         write!(f, " type veth peer name {peer} netns {namespace}")
                     }
                     Kind::Macvlan { .. } => f.write_str(" type macvlan mode bridge"),
+                    Kind::Ipvlan { .. } => f.write_str(" type ipvlan mode l2"),
                 }
             }
             Self::Delete { link, .. } => write!(f, "ip link delete {link}"),
