@@ -121,6 +121,26 @@ fn a_guest_has_addresses_of_the_providers_cable_by_proxy() {
 }
 
 #[test]
+fn the_cable_may_be_a_bridges() {
+    let wan = "[networks.wan]\nmode = \"bridge\"\nuplink = \"up0\"\n";
+    let world = world(&format!("proxy = \"rt-wan\"\n{wan}"));
+    let before = world.host.everything();
+    world.host.ringtap(&["up"]).succeeded();
+    world.host.ringtap(&["status"]).succeeded();
+    world.plug();
+    world.talk(true);
+    world.unplug();
+    world.host.ringtap(&["down"]).succeeded();
+    world.host.is_as(&before);
+
+    world
+        .host
+        .configure(&format!("{NETWORK}proxy = \"up0\"\n{wan}{GUEST}"));
+    let words = ["`up0` is a port of `rt-wan`", "proxy = \"rt-wan\""];
+    world.host.ringtap(&["up"]).failed(1, &words);
+}
+
+#[test]
 fn without_a_proxy_the_provider_must_route_them() {
     let world = world("");
     let before = world.host.everything();
