@@ -4,15 +4,14 @@
 //! configured on it (`ipvlan_addr4_event`, `ipvlan_addr_lookup`). Those are the guest's, and on a link of the host's they
 //! would be the host's as well: it would deliver to itself what it sends there, count what comes from there as forged, and
 //! answer in the guest's place while no queue is attached (`tap_handle_frame` then passes frames on to the host). So an
-//! ipvtap lives in a network namespace of its own, without a name, whose rules lead to no route at all: nothing there is
-//! anybody's. Its queues were opened before it moved there, and stay attached.
+//! ipvtap lives in a network namespace of its own, without a name, where no route leads an answer out. Its queues were
+//! opened before it moved there, and stay attached.
 //!
 //! The namespace is kept by descriptors that the launcher and the backend hold, and goes with the last of them.
 
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::path::Path;
 
 use rustix::io::{FdFlags, fcntl_setfd};
 use thiserror::Error;
@@ -152,10 +151,6 @@ impl Drop for Ipvtap {
 /// Makes the ipvtap what it is to be, from within its namespace. Gives its MTU in bytes.
 fn settle(name: &IfName, addresses: &[IpAddr], mtu: Option<Mtu>) -> Result<u32, IpvtapError> {
     let netlink = Netlink::open()?;
-    let families = Family::BOTH.into_iter();
-    for family in families.filter(|family| has(*family)) {
-        netlink.delete_rules(family)?;
-    }
     // It has no addresses but the guest's, and sends nothing.
     for (key, value) in [("addr_gen_mode", "1"), ("accept_ra", "0")] {
         let key = link_key(Family::Ipv6, name.as_str(), key);
@@ -171,12 +166,4 @@ fn settle(name: &IfName, addresses: &[IpAddr], mtu: Option<Mtu>) -> Result<u32, 
     }
     netlink.set_up(name)?;
     Ok(netlink.mtu(name)?)
-}
-
-/// Whether the kernel has `family`.
-fn has(family: Family) -> bool {
-    match family {
-        Family::Ipv4 => true,
-        Family::Ipv6 => Path::new("/proc/sys/net/ipv6").exists(),
-    }
 }

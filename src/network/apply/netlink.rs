@@ -22,10 +22,9 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
-use rtnetlink::packet_route::rule::RuleMessage;
 use rtnetlink::{
-    AddressMessageBuilder, Handle, IpVersion, LinkBond, LinkBridge, LinkBridgeVlan, LinkIpVlan,
-    LinkIpVtap, LinkMacVlan, LinkMacVtap, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan,
+    AddressMessageBuilder, Handle, LinkBond, LinkBridge, LinkBridgeVlan, LinkIpVlan, LinkIpVtap,
+    LinkMacVlan, LinkMacVtap, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan,
     RouteMessageBuilder,
 };
 use thiserror::Error;
@@ -34,7 +33,7 @@ use tokio::runtime::Runtime;
 use crate::config::{BondMode, MacvtapMode, NicVlans, StaticRoute};
 use crate::network::netns;
 use crate::network::plan::{Kind, MIIMON, Master};
-use crate::types::{Family, IfName, MacAddr, Mtu, VlanId};
+use crate::types::{IfName, MacAddr, Mtu, VlanId};
 
 /// The kernel refused a change to a link, address or route, or could not be asked.
 #[derive(Debug, Error)]
@@ -626,25 +625,6 @@ impl Netlink {
         let link = self.there(name)?;
         let mut addresses = addresses.iter();
         addresses.try_for_each(|ip| self.do_one(Request::add_address(name, &link, (*ip).into())))
-    }
-
-    /// Deletes every routing rule of `family`, so that no route leads anywhere.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn delete_rules(&self, family: Family) -> Result<(), NetlinkError> {
-        let family = match family {
-            Family::Ipv4 => IpVersion::V4,
-            Family::Ipv6 => IpVersion::V6,
-        };
-        self.ask("delete routing rules", |handle| async move {
-            let rules = handle.rule().get(family).execute();
-            let rules: Vec<RuleMessage> = rules.try_collect().await?;
-            for rule in rules {
-                handle.rule().del(rule).execute().await?;
-            }
-            Ok(())
-        })
     }
 
     /// The MAC address of `name`.
