@@ -402,9 +402,27 @@ pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
     write(path, text, 0o600)
 }
 
-fn write(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+/// Puts a hard link to `file`, which is one of those, in the place of `path`.
+///
+/// # Errors
+/// The file system's.
+pub fn link_whole(file: &Path, path: &Path) -> io::Result<()> {
+    let new = beside(path);
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => fs::hard_link(file, &new)?,
+    }
+    fs::rename(&new, path)
+}
+
+/// Where the file is made that is to take the place of `path`.
+fn beside(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let new = path.with_file_name(temporary(&name));
+    path.with_file_name(temporary(&name))
+}
+
+fn write(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+    let new = beside(path);
     let mut options = File::options();
     let mut file = options
         .write(true)

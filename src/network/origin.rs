@@ -1,12 +1,13 @@
-//! The file that a network was brought up from: a copy in the network's own directory.
+//! The file that a network was brought up from, in the network's own directory: a copy, or a hard link to that of another that
+//! was brought up along with it.
 //!
 //! `ringtap watch` keeps a network as that has it. A file that was changed since is for a person to apply, by `ringtap up`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::journal::{RunDirError, write_private};
+use super::journal::{RunDirError, link_whole, write_private};
 use super::plan::{files, network_dir};
 use crate::config::Config;
 use crate::types::Name;
@@ -16,13 +17,18 @@ use crate::types::Name;
 /// # Errors
 /// A copy can't be written.
 pub fn keep(run_dir: &Path, config: &Config, names: &BTreeSet<Name>) -> Result<(), RunDirError> {
+    let mut copy: Option<PathBuf> = None;
     for name in names {
         let path = network_dir(run_dir, name).join(files::ORIGIN);
         if fs::read_to_string(&path).is_ok_and(|there| there == config.text()) {
             continue;
         }
-        let written = write_private(&path, config.text());
+        let written = match &copy {
+            Some(copy) => link_whole(copy, &path),
+            None => write_private(&path, config.text()),
+        };
         written.map_err(|source| RunDirError::new("write", &path, source))?;
+        copy = Some(path);
     }
     Ok(())
 }
