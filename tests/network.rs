@@ -208,6 +208,33 @@ fn drift_is_noticed_and_mended() {
     host.is_as(&before);
 }
 
+/// A restart of nftables may load what it saved: the kernel gives other handles then.
+#[test]
+fn a_table_that_is_loaded_again_is_what_it_was_unless_a_set_in_it_has_changed() {
+    let host = Host::new(DEFAULT);
+    let before = host.everything();
+    host.ringtap(&["up"]).succeeded();
+    let is_up = host.ringtap(&["status"]).succeeded();
+    let saved = host.netns.run("nft list ruleset");
+    let load = |text: &str| {
+        let mut nft = host.netns.command("nft");
+        let whole = format!("flush ruleset\n{text}");
+        let output = netns::bounded(nft.args(["-f", "-"]), &whole);
+        assert!(output.status.success(), "{output:?}");
+    };
+    host.netns.run("nft add table inet ringtap_default-2");
+    load(&saved);
+    assert_eq!(host.ringtap(&["status"]).succeeded(), is_up);
+    let other = saved.replace("{ tcp, udp }", "{ tcp, sctp }");
+    assert_ne!(other, saved);
+    load(&other);
+    host.ringtap(&["status"]).failed(1, &[]);
+    load(&saved);
+    host.ringtap(&["status"]).succeeded();
+    host.ringtap(&["down"]).succeeded();
+    host.is_as(&before);
+}
+
 #[test]
 fn a_changed_file_changes_only_what_it_must() {
     let host = Host::new(DEFAULT);
