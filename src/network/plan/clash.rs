@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::{bridge, lan, mtu, ovs, rules, tenant};
 use crate::config::{Config, Forward, Network, Protocol, Switch, overlap};
-use crate::network::inventory::{Inventory, Listener};
+use crate::network::inventory::{Inventory, Link, Listener, Route};
 use crate::types::{Family, MacAddr, Name};
 
 /// Something on the host that a network can't be made beside.
@@ -61,9 +63,9 @@ pub(super) fn clashes(config: &Config, networks: &[&Network], inventory: &Invent
     let mut clashes = Vec::new();
     let strangers = strangers(config, inventory);
     let own = networks.iter().filter(|network| network.has_own_bridge());
-    let bridges: BTreeSet<String> = own
-        .map(|network| network.own_bridge().to_string())
-        .collect();
+    // The chosen networks' own bridges may hold an old address until this plan is done.
+    let bridges = own.map(|network| network.own_bridge().to_string());
+    let others = Others::of(inventory, &bridges.collect());
     for network in networks {
         let cause = if network.is_lan() {
             lan::clash(config, network, inventory)
@@ -76,10 +78,7 @@ pub(super) fn clashes(config: &Config, networks: &[&Network], inventory: &Invent
                 .or_else(|| taken_port(config, network, inventory, &strangers))
                 .or_else(|| taken_service(network, inventory))
                 .or_else(|| mtu::clash(config, network, inventory))
-                .or_else(|| {
-                    // The chosen networks' own bridges may hold an old address until this plan is done.
-                    taken_addresses(network, inventory, &|link| bridges.contains(link))
-                })
+                .or_else(|| taken_addresses(network, &others))
         };
         if let Some((cause, remedy)) = cause {
             clashes.push(Clash {
@@ -304,12 +303,30 @@ pub(super) fn taken_name(
     ))
 }
 
+/// What the host has on links that are not ringtap's.
+struct Others<'i> {
+    addresses: Vec<(&'i Link, IpNet)>,
+    routes: Vec<&'i Route>,
+}
+
+impl<'i> Others<'i> {
+    /// But for default routes, and what is on the links `ours`.
+    fn of(inventory: &'i Inventory, ours: &BTreeSet<String>) -> Self {
+        let links = inventory.links.iter();
+        let links = links.filter(|link| !link.addresses.is_empty() && !ours.contains(&link.name));
+        let addresses = links.flat_map(|link| link.addresses.iter().map(move |net| (link, *net)));
+        let is_ours = |route: &&Route| route.link.as_ref().is_some_and(|link| ours.contains(link));
+        let routes = inventory.routes.iter();
+        let routes = routes.filter(|route| !route.is_default() && !is_ours(route));
+        Self {
+            addresses: addresses.collect(),
+            routes: routes.collect(),
+        }
+    }
+}
+
 /// An address or route of another link that shares addresses with the network or what is behind machines on it.
-fn taken_addresses(
-    network: &Network,
-    inventory: &Inventory,
-    ours: &dyn Fn(&str) -> bool,
-) -> Option<(String, String)> {
+fn taken_addresses(network: &Network, others: &Others<'_>) -> Option<(String, String)> {
     let prefixes = Family::BOTH.map(|family| network.prefix(family));
     let prefixes = prefixes.into_iter().flatten();
     let own = prefixes.map(|net| (net, format!("choose another subnet than {net}")));
@@ -318,15 +335,13 @@ fn taken_addresses(
         (route.to, remedy)
     });
     own.chain(behind).find_map(|(net, remedy)| {
-        let others = inventory.links.iter().filter(|link| !ours(&link.name));
-        let mut addresses = others.flat_map(|link| link.addresses.iter().map(move |a| (link, a)));
-        if let Some((link, address)) = addresses.find(|(_, address)| overlap(net, **address)) {
+        let mut addresses = others.addresses.iter();
+        if let Some((link, address)) = addresses.find(|(_, address)| overlap(net, *address)) {
             let cause = format!("{net} overlaps {address} on link `{}`", link.name);
             return Some((cause, remedy));
         }
-        let mut routes = inventory.routes.iter().filter(|route| !route.is_default());
-        let route = routes
-            .find(|route| !route.link.as_deref().is_some_and(ours) && overlap(net, route.to))?;
+        let mut routes = others.routes.iter();
+        let route = routes.find(|route| overlap(net, route.to))?;
         let over = match &route.link {
             Some(link) => format!("over link `{link}`"),
             None => "of the host".to_owned(),
