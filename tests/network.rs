@@ -218,17 +218,21 @@ fn a_table_that_is_loaded_again_is_what_it_was_unless_a_set_in_it_has_changed() 
     let saved = host.netns.run("nft list ruleset");
     let load = |text: &str| {
         let mut nft = host.netns.command("nft");
-        let whole = format!("flush ruleset\n{text}");
-        let output = netns::bounded(nft.args(["-f", "-"]), &whole);
+        let output = netns::bounded(nft.args(["-f", "-"]), text);
         assert!(output.status.success(), "{output:?}");
     };
-    host.netns.run("nft add table inet ringtap_default-2");
-    load(&saved);
-    assert_eq!(host.ringtap(&["status"]).succeeded(), is_up);
+    host.netns.run("nft add table inet another");
+    for flush in ["flush ruleset", "flush table inet ringtap_default"] {
+        host.netns.run(&format!("nft {flush}"));
+        load(&saved);
+        assert_eq!(host.ringtap(&["status"]).succeeded(), is_up, "{flush}");
+    }
     let other = saved.replace("{ tcp, udp }", "{ tcp, sctp }");
     assert_ne!(other, saved);
+    host.netns.run("nft flush ruleset");
     load(&other);
     host.ringtap(&["status"]).failed(1, &[]);
+    host.netns.run("nft flush ruleset");
     load(&saved);
     host.ringtap(&["status"]).succeeded();
     host.ringtap(&["down"]).succeeded();
