@@ -2,13 +2,11 @@
 
 mod support;
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-
 use support::console::Console;
+use support::dhcp::lease;
 use support::host::Host;
 use support::lab::{INTERNET, Lab, tiny};
-use support::netns::{Netns, require, until};
+use support::netns::{Netns, until};
 
 const NETWORKS: &str = r#"
 [networks.default]
@@ -109,7 +107,6 @@ fn an_mtu_above_the_uplinks_is_refused_and_nothing_is_touched() {
 
 #[test]
 fn machines_are_told_by_dhcp_and_by_router_advertisements() {
-    require("busybox", "busybox-static");
     let (host, _internet) = host(NETWORKS, 1400);
     host.netns.run("ip route add default via 198.51.100.1");
     host.ringtap(&["up"]).succeeded();
@@ -117,13 +114,7 @@ fn machines_are_told_by_dhcp_and_by_router_advertisements() {
     host.netns.join("port", &machine, "eth0");
     host.netns
         .run("ip link set port mtu 1400 master rt-default");
-    let script = host.dir.path().join("udhcpc.sh");
-    fs::write(&script, "#!/bin/sh\n[ \"$1\" != bound ] || set\n").unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    let said = machine.run(&format!(
-        "busybox udhcpc -i eth0 -n -q -f -O mtu -t 20 -T 1 -s {}",
-        script.display()
-    ));
+    let said = lease(&machine, &["mtu"]);
     assert!(said.contains("mtu='1400'"), "{said}");
     until("the MTU of the router advertisement", || {
         machine.run("sysctl -n net.ipv6.conf.eth0.mtu").trim() == "1400"

@@ -14,7 +14,8 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use ringtap::network::inventory::Inventory;
 use ringtap::network::port::Port;
-use support::host::{self, Host, nic};
+use support::dhcp::lease;
+use support::host::{self, Host, kill_after, nic};
 use support::netns::{self, Netns, difference, require, until};
 
 const DEFAULT: &str = r#"
@@ -355,18 +356,11 @@ fn killed_at_any_step_down_still_restores_the_host() {
     }
     // Twice: right after a step is announced, and a little later.
     for (step, delay) in (0..steps).flat_map(|step| [(step, 0), (step, 3)]) {
-        let mut child = host
-            .command(&["up"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        for _ in 0..=step {
-            lines.next().unwrap().unwrap();
-        }
-        thread::sleep(Duration::from_millis(delay));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        kill_after(
+            &mut host.command(&["up"]),
+            step + 1,
+            Duration::from_millis(delay),
+        );
         // Half of the times, an `up` comes first and finds the pieces.
         if delay == 0 {
             host.ringtap(&["up"]).succeeded();
@@ -713,17 +707,6 @@ fn guest(host: &Host, label: &str, mac: &str) -> Netns {
     guest
 }
 
-/// Gets a lease as a guest would, and uses it; gives what the server offered.
-fn dhcp(host: &Host, guest: &Netns) -> String {
-    let script = host.dir.path().join("udhcpc.sh");
-    let text = "#!/bin/sh\n[ \"$1\" = bound ] || exit 0\nset -e\n\
-        ip address add $ip/$mask dev $interface\nip route add default via $router\nset\n";
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    let line = "busybox udhcpc -i eth0 -n -q -f -O mtu -t 20 -T 1 -s";
-    guest.run(&format!("{line} {}", script.display()))
-}
-
 /// The address that a server at `address` sees when `client` connects.
 fn seen_by(server: &Netns, address: &str, client: &Netns) -> Option<SocketAddr> {
     let listener = server.within(|| TcpListener::bind(address).unwrap());
@@ -767,7 +750,7 @@ fn guests_get_addresses_names_and_the_way_out_and_nobody_gets_in() {
 
     let web1 = guest(&host, "web1", "52:54:00:00:00:01");
     let web2 = guest(&host, "web2", "52:54:00:00:00:02");
-    let offer = dhcp(&host, &web1);
+    let offer = lease(&web1, &["mtu"]);
     for words in [
         "ip='192.168.100.10'",
         "router='192.168.100.1'",
@@ -779,7 +762,7 @@ fn guests_get_addresses_names_and_the_way_out_and_nobody_gets_in() {
         offer.contains("mtu='1400'") && offer.contains("domain='vm.internal'"),
         "{offer}"
     );
-    let offer = dhcp(&host, &web2);
+    let offer = lease(&web2, &["mtu"]);
     let own = offer
         .lines()
         .find_map(|line| line.strip_prefix("ip="))
@@ -851,7 +834,7 @@ fn guests_get_addresses_names_and_the_way_out_and_nobody_gets_in() {
     let lab = Netns::new("lab");
     host.netns.join("port-lab", &lab, "eth0");
     host.netns.run("ip link set port-lab master rt-lab");
-    dhcp(&host, &lab);
+    lease(&lab, &["mtu"]);
     assert!(seen_by(&internet, "198.51.100.1:8081", &lab).is_some());
     assert_eq!(seen_by(&web1, "192.168.100.10:8082", &lab), None);
 

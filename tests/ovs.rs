@@ -4,16 +4,13 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::process::Stdio;
-use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::bridged::Wire;
 use support::console::Console;
-use support::host::{Host, Said, said};
+use support::host::{Host, Said, kill_after, said};
 use support::kernel::{Feature, is_test_host, run, trial};
 use support::lab::{Lab, tiny};
 use support::netns::{Netns, difference, until};
@@ -338,14 +335,7 @@ fn killed(datapath: &'static str) {
     for (step, delay) in all.step_by(stride) {
         let mut command = world.host.command(&["up"]);
         world.ovs.set(&mut command);
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        for _ in 0..=step {
-            lines.next().unwrap().unwrap();
-        }
-        thread::sleep(Duration::from_millis(delay));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        kill_after(&mut command, step + 1, Duration::from_millis(delay));
         if delay == 0 {
             world.ringtap(&["up"]).succeeded();
             world.ringtap(&["status"]).succeeded();

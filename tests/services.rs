@@ -3,11 +3,9 @@
 
 mod support;
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-
+use support::dhcp;
 use support::host::Host;
-use support::netns::{Netns, require, until};
+use support::netns::{Netns, until};
 
 const NETWORK: &str = r#"
 [networks.default]
@@ -44,20 +42,6 @@ fn machine(host: &Host, label: &str, mac: &str) -> Netns {
     machine
 }
 
-/// Gets a lease, and uses its address; gives what the server said.
-fn dhcp(host: &Host, machine: &Netns) -> String {
-    require("busybox", "busybox-static");
-    let script = host.dir.path().join("udhcpc.sh");
-    let text = "#!/bin/sh\n[ \"$1\" = bound ] || exit 0\nset -e\nip address flush dev $interface\n\
-        ip address add $ip/$mask dev $interface\nset\n";
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    let line = "busybox udhcpc -i eth0 -n -q -f -O ntpsrv -O wpad -t 20 -T 1 -s";
-    let said = machine.run(&format!("{line} {}", script.display()));
-    fs::remove_file(&script).unwrap();
-    said
-}
-
 /// What the network's server answers; the question's kind is one of nslookup's.
 fn lookup(netns: &Netns, kind: &str, name: &str) -> String {
     let line = format!("busybox nslookup -type={kind} {name} 192.168.100.1");
@@ -79,13 +63,16 @@ fn internet(host: &Host) -> Netns {
     internet
 }
 
+/// What is asked for besides an address.
+const OPTIONS: [&str; 2] = ["ntpsrv", "wpad"];
+
 #[test]
 fn records_are_answered_and_other_names_asked_for_where_the_file_says() {
     let host = Host::new(NETWORK);
     let _internet = internet(&host);
     host.ringtap(&["up"]).succeeded();
     let printer = machine(&host, "printer", "52:54:00:00:00:30");
-    dhcp(&host, &printer);
+    dhcp::lease(&printer, &OPTIONS);
     for (kind, name, answer) in [
         ("a", "db", "192.168.100.20"),
         ("a", "db.vm.internal", "192.168.100.20"),
@@ -121,7 +108,7 @@ fn a_machine_that_is_no_guest_has_its_lease_and_the_options() {
     let before = host.everything();
     host.ringtap(&["up"]).succeeded();
     let printer = machine(&host, "printer", "52:54:00:00:00:30");
-    let said = dhcp(&host, &printer);
+    let said = dhcp::lease(&printer, &OPTIONS);
     for words in [
         "ip='192.168.100.30'",
         "hostname='printer'",
@@ -132,7 +119,7 @@ fn a_machine_that_is_no_guest_has_its_lease_and_the_options() {
         assert!(said.contains(words), "no {words} in {said}");
     }
     let stranger = machine(&host, "stranger", "52:54:00:00:00:99");
-    let said = dhcp(&host, &stranger);
+    let said = dhcp::lease(&stranger, &OPTIONS);
     let in_range = |last| said.contains(&format!("ip='192.168.100.{last}'"));
     assert!((100..=199).any(in_range), "{said}");
     let leases = host.ringtap(&["leases"]).succeeded();
@@ -159,7 +146,7 @@ fn changing_hosts_restarts_nothing() {
     let host = Host::new(NETWORK);
     host.ringtap(&["up"]).succeeded();
     let laptop = machine(&host, "laptop", "52:54:00:00:00:31");
-    let said = dhcp(&host, &laptop);
+    let said = dhcp::lease(&laptop, &OPTIONS);
     assert!(!said.contains("192.168.100.31'"), "{said}");
     let before = serving(&host);
 
@@ -174,7 +161,7 @@ fn changing_hosts_restarts_nothing() {
     until("the hosts files are read again", || {
         lookup(&laptop, "a", "db.vm.internal").contains("192.168.100.22")
     });
-    let said = dhcp(&host, &laptop);
+    let said = dhcp::lease(&laptop, &OPTIONS);
     assert!(said.contains("ip='192.168.100.31'"), "{said}");
     assert!(lookup(&laptop, "a", "laptop.vm.internal").contains("192.168.100.31"));
     assert_eq!(serving(&host), before);

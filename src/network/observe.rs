@@ -392,24 +392,13 @@ fn link_name(message: &LinkMessage) -> Option<String> {
 fn link(message: &LinkMessage, names: &LinkNames, addresses: &[AddressMessage]) -> Option<Link> {
     let index = message.header.index;
     let mut link = Link {
-        name: link_name(message)?,
-        kind: None,
-        mac: None,
-        mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
-        master: None,
-        vlan: None,
-        vlan_filtering: false,
-        vlans: BTreeSet::new(),
-        proxies: BTreeSet::new(),
-        wireless: false,
         addresses: addresses
             .iter()
             .filter_map(|address| address_of(address, index))
             .collect(),
         leased: addresses.iter().any(|address| is_leased(address, index)),
-        default_route: false,
-        by_ra: false,
+        ..Link::new(&link_name(message)?, 0)
     };
     link.wireless = is_wireless(&link.name);
     let (mut over, mut vlan) = (None, None);

@@ -1,9 +1,12 @@
 //! A pretend host with a configuration file, on which tests run ringtap's commands for networks.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use ringtap::config::{Config, Nic, NicVlans, Rates};
 use ringtap::types::{MacAddr, QueuePairs};
@@ -175,4 +178,16 @@ fn tree(dir: &Path) -> String {
         }
     }
     text
+}
+
+/// Kills what `command` starts, `delay` after it has said this many lines.
+pub fn kill_after(command: &mut Command, lines: usize, delay: Duration) {
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+    for _ in 0..lines {
+        said.next().unwrap().unwrap();
+    }
+    thread::sleep(delay);
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
