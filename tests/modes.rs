@@ -89,3 +89,26 @@ fn an_isolated_guest_reaches_the_host_and_nobody_else() {
     }
     assert!(guest.power_off().success());
 }
+
+#[test]
+fn an_open_guest_has_addresses_and_names_and_no_rules_between_it_and_others() {
+    let lab = lab("mode = \"open\"\nsubnet = \"192.168.100.0/24\"\nipv6 = \"2001:db8:1::/64\"");
+    let mut guest = Console::boot(&mut lab.ringtap("run web1"));
+    let own = slaac(&mut guest, "2001:db8:1:");
+    let rules = lab.host.run("nft list ruleset");
+    assert!(!rules.contains("ringtap"), "{rules}");
+    guest.run(&format!("ping -c 1 {INTERNET}"));
+    guest.run("ping -c 3 2001:db8:ff::1");
+    lab.internet.run("ping -c 1 -W 5 192.168.100.10");
+    lab.internet.run(&format!("ping -c 3 -W 5 {own}"));
+    let name = guest.run(&format!("nslookup {WWW}"));
+    assert!(name.contains(INTERNET), "{name}");
+    // What the admin says holds.
+    lab.host.run("nft add table inet admin");
+    lab.host.run(
+        "nft add chain inet admin forward { type filter hook forward priority 0 ; policy drop ; }",
+    );
+    let (code, said) = guest.attempt(&format!("ping -c 1 -W 1 {INTERNET}"), support::netns::BOUND);
+    assert_ne!(code, 0, "{said}");
+    assert!(guest.power_off().success());
+}

@@ -17,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use support::host::Host;
-use support::netns::{BOUND, difference, require, until, wait};
+use support::netns::{BOUND, Netns, difference, require, until, wait};
 
 const DEFAULT: &str = r#"
 [networks.default]
@@ -427,4 +427,42 @@ fn one_that_cannot_be_set_right_is_tried_once_and_keeps_no_other_down() {
     watch.says("lab is kept as it is from now on");
     watch.end(Signal::SIGTERM);
     host.ringtap(&["down"]).succeeded();
+}
+
+#[test]
+fn what_drifts_behind_a_tenants_router_is_set_right_too() {
+    let tenant = format!("w{}", std::process::id());
+    let host = Host::new(&format!(
+        "[networks.red]\nmode = \"nat\"\ntenant = \"{tenant}\"\nsubnet = \"192.168.1.0/24\"\n"
+    ));
+    let before = host.everything();
+    host.ringtap(&["up"]).succeeded();
+    let watch = Watch::start(&host);
+    assert_eq!(watch.babble(), [""; 0]);
+    let inside = Netns::of_program(&format!("rt-{tenant}"));
+    let dnsmasq = format!("kill -9 {}", host.dnsmasq("red"));
+    for harm in [
+        "nft flush ruleset",
+        "ip link delete rt-red",
+        "ip route delete default",
+        "ip link delete uplink",
+        &dnsmasq,
+    ] {
+        inside.run(harm);
+        let (_, time) = watch.says("set right: ");
+        println!("{harm}: {time:?}");
+        // What it has set right for one of them may be the other's as well.
+        until("nothing left to do", || {
+            host.ringtap(&["status"]).code == Some(0)
+        });
+        watch.babble();
+    }
+    // Nothing that it holds keeps a namespace that is to go.
+    host.ringtap(&["down"]).succeeded();
+    assert!(!inside.exists());
+    until("its links to be gone", || {
+        !host.netns.run("ip -j link").contains("rt-tenant-")
+    });
+    watch.end(Signal::SIGTERM);
+    host.is_as(&before);
 }

@@ -12,7 +12,9 @@
 //! run directory's lock, refuses before it touches anything where something stands in the way, and verifies by
 //! looking again; what it had to set right on a network that was up is kept for [`status()`]. [`watch()`] does the same
 //! again and again, as something changes. [`down`] works from the journal alone, so it takes back what was done even
-//! if the file has changed since. The host is touched under [`apply`] and nowhere else.
+//! if the file has changed since. The host is touched under [`apply`] and nowhere else, but for namespaces (`netns`), which
+//! threads enter: a tenant's networks are planned, applied and looked at in one as others are on the host, in the same plan
+//! and the same journal. Who can't confirm what moved their own way in is put back by [`confirm()`]'s other half.
 
 pub mod apply;
 mod chains;
