@@ -4,7 +4,7 @@
 mod support;
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::console::Console;
 use support::kernel::is_test_host;
@@ -99,9 +99,15 @@ fn ovmf(qemu: Qemu) {
     // Only what it boots from has its driver by then.
     console.ask("connect -r\r", PROMPT, bound);
     console.ask("ifconfig -s eth0 dhcp\r", PROMPT, bound);
+    // The shell does not wait for it.
+    let deadline = Instant::now() + bound;
+    while !console
+        .ask("ifconfig -l eth0\r", PROMPT, bound)
+        .contains("192.168.100.77")
+    {
+        assert!(Instant::now() < deadline, "no lease: {}", console.text);
+    }
     lease(&lab);
-    let said = console.ask("ifconfig -l eth0\r", PROMPT, bound);
-    assert!(said.contains("192.168.100.77"), "{said}");
     let said = console.ask("ping -n 3 192.168.100.1\r", PROMPT, bound);
     assert!(said.contains("3 packets transmitted, 3 received"), "{said}");
     println!("OVMF: {:x?}", lab.accepted("pxe"));
