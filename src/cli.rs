@@ -40,8 +40,23 @@ pub enum Command {
     Reach(ReportArgs),
     /// Print the addresses that DHCP has given out
     Leases(ReportArgs),
-    /// Run a guest in the foreground, with its networks; Ctrl-C ends it
+    /// Run a guest in the foreground, its serial console on the terminal; Ctrl-] leaves it running
     Run(RunArgs),
+    /// Start guests in the background, with their networks
+    Start(StartArgs),
+    /// Power guests off: ask them to, wait, and then use force
+    Stop(StopArgs),
+    /// Stop guests and start them as the file has them now
+    Restart(StopArgs),
+    /// Print the guests and how they are
+    List(ListArgs),
+    /// Get at a guest's serial console; Ctrl-] leaves
+    Console(GuestArgs),
+    /// Remove what guests that have ended have left in the run directory; never a disk
+    Rm(GuestsArgs),
+    /// Watch over a guest; `start` and `run` start it
+    #[command(hide = true)]
+    Supervise(SuperviseArgs),
 }
 
 /// Where the control plane reads its file and keeps its state.
@@ -119,12 +134,95 @@ pub struct ReportArgs {
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
     /// The guest to run
+    #[command(flatten)]
+    pub guest: GuestArgs,
+
+    /// How long the guest may take to power off when this command is asked to end, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = STOP_TIMEOUT)]
+    pub timeout: u32,
+}
+
+/// How long a guest may take to power off unless the person says otherwise, in seconds.
+pub const STOP_TIMEOUT: u32 = 60;
+
+/// Arguments of commands on one guest.
+#[derive(Debug, Clone, Args)]
+pub struct GuestArgs {
+    /// The guest
     #[arg(value_name = "GUEST")]
     pub guest: Name,
 
     /// File and run directory.
     #[command(flatten)]
     pub host: HostArgs,
+}
+
+/// Arguments of `rm`, and a part of others'.
+#[derive(Debug, Clone, Args)]
+pub struct GuestsArgs {
+    /// The guests meant
+    #[arg(value_name = "GUEST", required_unless_present = "all")]
+    pub guests: Vec<Name>,
+
+    /// All of them
+    #[arg(long, conflicts_with = "guests")]
+    pub all: bool,
+
+    /// File and run directory.
+    #[command(flatten)]
+    pub host: HostArgs,
+}
+
+/// Arguments of `start`.
+#[derive(Debug, Clone, Args)]
+pub struct StartArgs {
+    /// The guests meant
+    #[arg(value_name = "GUEST", required_unless_present = "autostart")]
+    pub guests: Vec<Name>,
+
+    /// Those of the file that have autostart = true
+    #[arg(long, conflicts_with = "guests")]
+    pub autostart: bool,
+
+    /// File and run directory.
+    #[command(flatten)]
+    pub host: HostArgs,
+}
+
+/// Arguments of `stop` and `restart`.
+#[derive(Debug, Clone, Args)]
+pub struct StopArgs {
+    /// Which guests.
+    #[command(flatten)]
+    pub guests: GuestsArgs,
+
+    /// How long a guest may take to power off, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = STOP_TIMEOUT)]
+    pub timeout: u32,
+}
+
+/// Arguments of `list`.
+#[derive(Debug, Clone, Args)]
+pub struct ListArgs {
+    /// File and run directory.
+    #[command(flatten)]
+    pub host: HostArgs,
+
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `supervise`.
+#[derive(Debug, Clone, Args)]
+pub struct SuperviseArgs {
+    /// The guest.
+    #[command(flatten)]
+    pub guest: GuestArgs,
+
+    /// Only if it runs already, and nobody watches over it
+    #[arg(long)]
+    pub adopt: bool,
 }
 
 #[cfg(test)]

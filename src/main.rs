@@ -37,6 +37,13 @@ fn dispatch(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Reach(args) => network::reach(&args)?,
         Command::Leases(args) => network::leases(&args)?,
         Command::Run(args) => return Ok(guest::run(&args)?),
+        Command::Start(args) => return Ok(guest::start(&args)?),
+        Command::Stop(args) => return Ok(guest::stop(&args)?),
+        Command::Restart(args) => return Ok(guest::restart(&args)?),
+        Command::List(args) => guest::list(&args)?,
+        Command::Console(args) => return Ok(guest::console(&args)?),
+        Command::Rm(args) => return Ok(guest::rm(&args)?),
+        Command::Supervise(args) => return Ok(guest::supervise(&args)?),
     }
     Ok(ExitCode::SUCCESS)
 }

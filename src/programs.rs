@@ -238,10 +238,16 @@ fn is_silence(message: &str) -> bool {
 pub struct Process {
     /// Its pid.
     pub pid: u32,
-    pidfd: OwnedFd,
+    /// Readable once it has ended.
+    pub pidfd: OwnedFd,
 }
 
 impl Process {
+    /// Any process that has these words, one after the other, among its arguments.
+    pub fn with_arguments(words: &[&str]) -> Option<Self> {
+        all_pids().find_map(|pid| Self::hold(pid, words))
+    }
+
     /// The process that `pid_file` names or, that failing, any one that has `word` among its arguments; only
     /// one that has.
     pub fn find(pid_file: &Path, word: &str) -> Option<Self> {
@@ -249,20 +255,24 @@ impl Process {
             .ok()
             .and_then(|text| text.trim().parse().ok());
         named
-            .and_then(|pid| Self::hold(pid, word))
-            .or_else(|| all_pids().find_map(|pid| Self::hold(pid, word)))
+            .and_then(|pid| Self::hold(pid, &[word]))
+            .or_else(|| Self::with_arguments(&[word]))
     }
 
-    /// Process `pid`, if it has `word` among its arguments.
-    pub fn hold(pid: u32, word: &str) -> Option<Self> {
+    /// Process `pid`, if it has these words, one after the other, among its arguments.
+    pub fn hold(pid: u32, words: &[&str]) -> Option<Self> {
         let raw = Pid::from_raw(i32::try_from(pid).ok()?)?;
         let pidfd = pidfd_open(raw, PidfdFlags::empty()).ok()?;
         // Of a process that has ended but is not waited for yet, the command line is empty.
         let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        cmdline
-            .split(|&byte| byte == 0)
-            .any(|argument| argument == word.as_bytes())
-            .then_some(Self { pid, pidfd })
+        let arguments: Vec<&[u8]> = cmdline.split(|&byte| byte == 0).collect();
+        let is_meant = |some: &[&[u8]]| {
+            some.iter()
+                .zip(words)
+                .all(|(one, word)| *one == word.as_bytes())
+        };
+        let mut runs = arguments.windows(words.len());
+        runs.any(is_meant).then_some(Self { pid, pidfd })
     }
 
     /// Asks it to read its files again.

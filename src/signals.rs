@@ -6,7 +6,7 @@
 //! A leaf: both halves may use it.
 
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -38,6 +38,12 @@ impl EndRequests {
     /// Those of `read`.
     pub fn take(&mut self) -> io::Result<usize> {
         self.0.take()
+    }
+}
+
+impl AsFd for EndRequests {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.0.as_fd()
     }
 }
 

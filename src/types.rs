@@ -555,7 +555,7 @@ macro_rules! serde_as_text {
 
 pub(crate) use serde_as_text;
 
-serde_as_text!(MacAddr, IfName, Name);
+serde_as_text!(MacAddr, IfName, Name, QueuePairs);
 
 /// 64-bit FNV-1a: names need a hash that stays the same over releases, which std's does not promise.
 pub fn fnv1a(text: &str) -> u64 {

@@ -2,7 +2,6 @@
 
 mod support;
 
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,8 +11,8 @@ use libtest_mimic::Trial;
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
-use ringtap::network::ipvtap::Ipvtap;
-use ringtap::tap::{Offloads, Tap, TapQueue, TapSettings, inherit};
+use ringtap::network::ipvtap::{Ipvtap, IpvtapWish};
+use ringtap::tap::{Offloads, Tap, TapQueue, TapSettings};
 use ringtap::types::QueuePairs;
 use support::console::Console;
 use support::host::Host;
@@ -146,8 +145,8 @@ impl Guest {
         let (keep, theirs) = theirs.unwrap();
         netns.run(&format!("ip link set eth0 address {} up", ipvtap.mac()));
         give(&netns, "eth0", [&ips[0], &ips[1]]);
-        // The original number is the ipvtap's, for as long as that lives.
-        let ours = inherit(ipvtap.queues()[0]).unwrap();
+        let mut handed = ipvtap.handed_over().unwrap();
+        let ours = handed.remove(0).parent_fd;
         let (tap, ours) = Tap::from_fds(vec![ours]).unwrap();
         tap.set_offloads(Offloads::default()).unwrap();
         let wire = Wire::new(keep, [theirs, ours].map(|mut it| it.remove(0)));
@@ -172,16 +171,20 @@ impl Guest {
 }
 
 fn ipvtap(world: &World, number: u8, ips: &[String]) -> Result<Ipvtap, String> {
-    let ips: Vec<IpAddr> = ips.iter().map(|ip| ip.parse().unwrap()).collect();
-    let name = format!("tap-{number}").parse().unwrap();
-    let uplink = "up0".parse().unwrap();
+    let wish = IpvtapWish {
+        name: format!("tap-{number}").parse().unwrap(),
+        uplink: "up0".parse().unwrap(),
+        addresses: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+        pairs: QueuePairs::ONE,
+        mtu: None,
+    };
     let make = || {
         // What the thread finds in /sys is of the namespace in which that was mounted.
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
         mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none).unwrap();
-        Ipvtap::make(&name, &uplink, &ips, QueuePairs::ONE, None)
+        Ipvtap::make(&wish)
     };
     let made = world.host.netns.within(make);
     made.map_err(|error| format!("{error}: {:?}", std::error::Error::source(&error)))
@@ -307,7 +310,7 @@ fn nobody_answers_in_a_guests_place() {
     }
     // The next one finds it attached again.
     let ipvtap = guest.ipvtap.as_ref().unwrap();
-    ipvtap.handing_over(|| ()).unwrap();
+    ipvtap.handed_over().unwrap();
     assert!(!pings(&world.lan, &guest.ips[0]));
     let mut frame = [0; 2048];
     let mut read = || queue.readv(&[VolatileSlice::from(&mut frame[..])]);

@@ -502,9 +502,9 @@ fn guest(datapath: &'static str) {
         ovs.run("ovs-vsctl list-ports rt-default").trim(),
         "tap-web1-0"
     );
-    // A launcher that is killed leaves the port, and the next guest of the name has it anew.
-    guest.signal(Signal::SIGKILL);
+    // A supervisor that is killed leaves the port, and the next guest of the name has it anew.
     for words in [
+        ["supervise", "web1"],
         ["qemu-system-x86_64", "vhost-user"],
         ["backend", "tap-web1-0"],
     ] {
@@ -513,6 +513,7 @@ fn guest(datapath: &'static str) {
         }
         until("the guest's end", || lab.pids(&words).is_empty());
     }
+    guest.ends();
     assert!(ovs.snapshot().contains("tap-web1-0"));
     let mut guest = Console::boot(&mut run());
     works(&mut guest);

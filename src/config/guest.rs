@@ -14,6 +14,9 @@ use super::values::Memory;
 use super::{Read, ReadMap, all, parse_each, read_count, section_name};
 use crate::types::{IfName, MacAddr, Name, QueuePairs, VlanId};
 
+/// So many pairs of queues a NIC has at most, unless the file says otherwise.
+const MOST_PAIRS: u16 = 8;
+
 /// A virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guest {
@@ -35,6 +38,10 @@ pub struct Guest {
     pub nics: Vec<Nic>,
     /// What runs the virtual CPUs.
     pub accel: Accel,
+    /// Whether it is started anew when it has ended.
+    pub restart: Restart,
+    /// Whether it is one of those that are started when the host is.
+    pub autostart: bool,
     /// Words put at the end of QEMU's command line as they are.
     pub qemu_args: Vec<String>,
 }
@@ -125,6 +132,31 @@ impl FromStr for Accel {
     }
 }
 
+/// Whether a guest is started anew when it has ended though nobody asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Restart {
+    /// Never.
+    #[default]
+    No,
+    /// When QEMU or its kernel has failed.
+    OnFailure,
+    /// Also when it has powered itself off.
+    Always,
+}
+
+impl FromStr for Restart {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "no" => Ok(Self::No),
+            "on-failure" => Ok(Self::OnFailure),
+            "always" => Ok(Self::Always),
+            _ => Err(format!("{text:?} is no restart policy")),
+        }
+    }
+}
+
 /// Every `[guests.NAME]`, whose NICs are on `networks`.
 pub(super) fn read_all<'t>(
     reader: &Reader<'t>,
@@ -156,6 +188,8 @@ fn read_guest<'t>(
         "append",
         "nics",
         "accel",
+        "restart",
+        "autostart",
         "qemu-args",
     ];
     reader.known_keys(&section, &known);
@@ -184,20 +218,21 @@ fn read_guest<'t>(
             );
         }
     }
-    let accel = reader
-        .text(&section, "accel")
-        .and_then(|text| {
-            let remedy = suggest(text.value, ["auto", "kvm", "tcg"]);
-            reader.parse(&text, section.key("accel"), &remedy)
-        })
-        .map_or(Accel::Auto, |accel| accel.value);
+    let accel = read_choice(reader, &section, "accel", &["auto", "kvm", "tcg"]);
+    let restart = read_choice(reader, &section, "restart", &["no", "on-failure", "always"]);
+    let autostart = reader
+        .boolean(&section, "autostart")
+        .is_some_and(|truth| truth.value);
     let qemu_args = reader
         .text_list(&section, "qemu-args")
         .iter()
         .map(|word| word.value.to_owned())
         .collect();
     let tables = reader.table_list(&section, "nics");
-    let nic = |(index, table)| read_nic(reader, table, &format!("{name}/{index}"), networks);
+    let nic = |(index, table)| {
+        let seed = format!("{name}/{index}");
+        read_nic(reader, table, &seed, usual_pairs(cpus), networks)
+    };
     let nics = all(tables.iter().enumerate().map(nic));
     let value = (|| {
         Some(Guest {
@@ -210,16 +245,40 @@ fn read_guest<'t>(
             append: append.map(|text| text.value.to_owned()),
             nics: nics?,
             accel,
+            restart,
+            autostart,
             qemu_args,
         })
     })();
     Read { section, value }
 }
 
+/// One of `words`, or the usual.
+fn read_choice<'t, T: FromStr<Err = String> + Default>(
+    reader: &Reader<'t>,
+    section: &Section<'t>,
+    key: &'static str,
+    words: &[&'static str],
+) -> T {
+    let read = reader.text(section, key).and_then(|text| {
+        let remedy = suggest(text.value, words.iter().copied());
+        reader.parse(&text, section.key(key), &remedy)
+    });
+    read.map_or_else(T::default, |read| read.value)
+}
+
+/// How many pairs of queues a NIC of a guest with so many CPUs has: one a CPU, as each can then use its own; beyond some the
+/// host has no CPUs to serve them.
+fn usual_pairs(cpus: Option<u16>) -> QueuePairs {
+    let pairs = cpus.unwrap_or(1).min(MOST_PAIRS);
+    QueuePairs::try_from(pairs).unwrap_or(QueuePairs::ONE)
+}
+
 fn read_nic<'t>(
     reader: &Reader<'t>,
     table: &Section<'t>,
     mac_seed: &str,
+    usual_pairs: QueuePairs,
     networks: &ReadMap<'t, Network>,
 ) -> Option<Nic> {
     let known = [
@@ -255,7 +314,7 @@ fn read_nic<'t>(
         Some(number) => read_count(reader, &number, table.key("queue-pairs"), 256)?
             .try_into()
             .ok()?,
-        None => QueuePairs::ONE,
+        None => usual_pairs,
     };
     let vlans = read_vlans(reader, table)?;
     let remedy = "write single addresses as \"203.0.113.7\"";

@@ -39,7 +39,7 @@ pub use dhcp::{Dhcp, LeaseTime, StaticLease};
 pub use dhcp_option::DhcpOption;
 pub use dns::{Dns, DnsName, Forwarder, Srv, Text};
 pub use forward::{Forward, Ports, Protocol, Target};
-pub use guest::{Accel, Guest, Nic, NicVlans};
+pub use guest::{Accel, Guest, Nic, NicVlans, Restart};
 pub use host::{BridgeNfCall, HostSettings};
 pub use network::{Ipv4, LanBridge, MacvtapMode, Mode, Network, Rates};
 use problem::suggest;
@@ -125,6 +125,11 @@ impl Config {
     /// The text that it was read from.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// Where it was read from.
+    pub fn path(&self) -> &Path {
+        &self.file
     }
 
     /// The network called `name`.

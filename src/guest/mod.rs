@@ -1,42 +1,59 @@
-//! Guests: QEMU with its NICs prewired.
+//! Guests: QEMU with its NICs prewired, each watched over by a supervisor of its own.
 //!
 //! # Theory of operation
-//! [`run`] validates everything it can before it touches anything: the file, the accelerator, QEMU, the guest's
-//! kernel and disks. Then it brings the guest's networks up, makes a tap and starts a backend for each NIC
-//! (`nic`), starts QEMU on them (`qemu`, a pure command line), and supervises the processes until QEMU has ended
-//! (`supervise`). Whatever was made is a value whose drop takes it back, so every way out of [`run`] cleans up.
+//! ```text
+//! run, start ──starts──→ supervise ──makes──→ networks, taps, backends, QEMU      (launch)
+//! console ←──console.sock──→ hub ←──serial.sock──→ QEMU's serial line             (hub, terminal)
+//! stop, list ←──control.sock──→ supervise ←──pidfds, qmp.sock──→ backends, QEMU   (control, supervise, monitor)
+//! ```
+//! A supervisor validates everything it can before it touches anything: the file, the accelerator, QEMU, the guest's kernel
+//! and disks. Then it brings the guest's networks up, makes a tap and starts a backend for each NIC (`nic`), and starts QEMU
+//! on them (`machine`, by a pure command line, `qemu`). Until then its errors are those of the command that has started it
+//! (`supervisor`). From then on it is an event loop (`supervise`) until the guest has ended, and takes back what was made.
 //!
-//! The run directory of a guest, `RUN_DIR/guests/NAME`, holds a lock, the backends' sockets and their logs. Each backend
-//! serves its counters on one of the sockets, and [`status()`] asks them.
+//! What a guest is made of is written down in its directory before it is made (`run_dir`). A supervisor that is killed
+//! leaves its guest running, and the next one takes it over (`launch::adopt`): `start`, `status`, `list`, `stop` and
+//! `console` see to it. The supervisor alone changes anything of a guest, and holds the directory's lock while it does.
 
 mod accel;
+mod commands;
+mod control;
+mod counters;
+mod hub;
+mod launch;
+mod list;
+mod machine;
+mod monitor;
 mod nic;
+mod patience;
+mod peer;
 mod process;
 mod qemu;
+mod readiness;
 mod run_dir;
 mod status;
 mod supervise;
+mod supervisor;
+mod terminal;
 
 use std::io;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, ExitStatus};
+use std::path::PathBuf;
 
 use thiserror::Error;
 
-use accel::{Accelerator, KvmSupport, NoKvm};
-use nic::{HostNic, NicError};
-use process::Process;
-use qemu::Version;
-use run_dir::{GuestDir, GuestDirError};
-use supervise::{End, supervise};
+use accel::NoKvm;
+use machine::MachineError;
+use nic::NicError;
+use run_dir::GuestDirError;
 
+pub use commands::{console, restart, rm, run, start, stop};
+pub use list::list;
 pub use status::status;
+pub use supervisor::supervise;
 
-use crate::cli::RunArgs;
-use crate::config::{Config, Guest, Problems};
+use crate::config::Problems;
 use crate::network;
-use crate::programs::{self, QEMU, ToolError};
-use crate::signals::EndRequests;
+use crate::programs::ToolError;
 use crate::types::Name;
 
 /// Why a guest can't be run, or how it failed.
@@ -54,9 +71,6 @@ pub enum GuestError {
     /// QEMU's version can't be told.
     #[error("QEMU's --version can't be understood: {0:?}")]
     QemuVersion(String),
-    /// QEMU can't be started.
-    #[error("{} can't be started", QEMU.name)]
-    StartQemu(#[source] io::Error),
     /// A file the guest starts from can't be read.
     #[error("guest {guest}: {key} {path} can't be read: name a file that exists and may be read")]
     File {
@@ -87,99 +101,47 @@ pub enum GuestError {
         #[source]
         cause: NicError,
     },
-    /// QEMU failed; it has said why on standard error.
-    #[error("guest {guest}: QEMU ended with {status}; its own message is above")]
-    Qemu {
+    /// QEMU does not run.
+    #[error("guest {guest}")]
+    Machine {
         /// The guest.
         guest: Name,
-        /// How QEMU ended.
-        status: ExitStatus,
+        /// Why.
+        #[source]
+        cause: MachineError,
     },
+    /// The file that it was started from is gone or can't be understood.
+    #[error(
+        "guest {0}: what it was started from can't be read any more; `ringtap start {0}` starts it as the file has it"
+    )]
+    Undefined(Name),
+    /// It has failed while it was watched.
+    #[error("guest {guest}: {reason}")]
+    Failed {
+        /// The guest.
+        guest: Name,
+        /// Why.
+        reason: String,
+    },
+    /// It does not run.
+    #[error("guest {0} does not run: `ringtap start {0}` starts it")]
+    NotRunning(Name),
+    /// Its supervisor has died or does not answer.
+    #[error("guest {0}: nobody watches over it any more; `ringtap start {0}` sees to it")]
+    Lost(Name),
+    /// A supervisor can't be started.
+    #[error("the supervisor of guest {guest} can't be started")]
+    Supervisor {
+        /// The guest.
+        guest: Name,
+        /// The kernel's answer.
+        #[source]
+        cause: io::Error,
+    },
+    /// The terminal.
+    #[error("the terminal")]
+    Terminal(#[source] io::Error),
     /// Supervision itself failed.
     #[error("supervision of the guest")]
     Supervision(#[source] io::Error),
-}
-
-/// Runs a guest in the foreground until it powers off or a signal comes; leaves nothing of it behind.
-///
-/// # Errors
-/// See [`GuestError`].
-pub fn run(args: &RunArgs) -> Result<ExitCode, GuestError> {
-    let config = Config::load(&args.host.config)?;
-    let guest = config.guest(&args.guest)?;
-    let accel = KvmSupport::probe().choose(guest.accel)?;
-    let version = qemu_version()?;
-    check_files(guest)?;
-    let signals = EndRequests::catch().map_err(GuestError::Supervision)?;
-
-    let networks = guest.nics.iter().map(|nic| nic.network.clone()).collect();
-    let _plugged = network::plug(&args.host, &config, &networks)?;
-    let dir = GuestDir::lock(&args.host.run_dir, &guest.name)?;
-    let run_dir = network::run_dir_path(&args.host.run_dir)?;
-    let nics = start_nics(&config, guest, &run_dir, dir.path())?;
-    let qemu = start_qemu(guest, &nics, accel, version)?;
-    match supervise(qemu, nics, signals).map_err(GuestError::Supervision)? {
-        End::Qemu(status) if !status.success() => Err(GuestError::Qemu {
-            guest: guest.name.clone(),
-            status,
-        }),
-        End::Qemu(_) | End::Asked => Ok(ExitCode::SUCCESS),
-    }
-}
-
-/// Asks QEMU for its version, and so whether it is there at all.
-fn qemu_version() -> Result<Version, GuestError> {
-    let text = programs::run(QEMU, &["--version"], "")?;
-    Version::parse(&text).ok_or(GuestError::QemuVersion(text))
-}
-
-fn check_files(guest: &Guest) -> Result<(), GuestError> {
-    let kernel = guest.kernel.iter().map(|path| ("kernel", path));
-    let initrd = guest.initrd.iter().map(|path| ("initrd", path));
-    let disks = guest.disks.iter().map(|path| ("disk", path));
-    for (key, path) in kernel.chain(initrd).chain(disks) {
-        std::fs::File::open(path).map_err(|cause| GuestError::File {
-            guest: guest.name.clone(),
-            key,
-            path: path.clone(),
-            cause,
-        })?;
-    }
-    Ok(())
-}
-
-fn start_nics(
-    config: &Config,
-    guest: &Guest,
-    run_dir: &Path,
-    dir: &Path,
-) -> Result<Vec<HostNic>, GuestError> {
-    let start = |(index, nic): (usize, &crate::config::Nic)| {
-        let network = config.network(&nic.network)?;
-        let started = HostNic::start(guest, index, network, run_dir, dir);
-        started.map_err(|cause| GuestError::Nic {
-            guest: guest.name.clone(),
-            index,
-            cause,
-        })
-    };
-    guest.nics.iter().enumerate().map(start).collect()
-}
-
-fn start_qemu(
-    guest: &Guest,
-    nics: &[HostNic],
-    accel: Accelerator,
-    version: Version,
-) -> Result<Process, GuestError> {
-    if accel == Accelerator::Tcg {
-        tracing::warn!(
-            "guest {}: no usable KVM, QEMU translates (accel tcg)",
-            guest.name
-        );
-    }
-    let wiring: Vec<_> = nics.iter().map(|nic| nic.wiring().clone()).collect();
-    let mut command = Command::new(QEMU.name);
-    command.args(qemu::argv(guest, &wiring, accel, version));
-    Process::spawn(&mut command).map_err(GuestError::StartQemu)
 }

@@ -1,22 +1,27 @@
 //! A guest's NIC on the host: its tap on the network's bridge, and the backend process that serves it.
+//!
+//! What a NIC is made of is written down ([`NicRecord`]) before it is made: whoever takes over from a supervisor that died
+//! takes over its backends, or deletes what is left of them.
 
 use std::io;
-use std::net::IpAddr;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixDatagram;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use command_fds::CommandFdExt;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::process::{Process, background, last_line};
 use super::qemu::Wiring;
+use super::readiness::Readiness;
 use crate::backend::{BackendArgs, Endpoint, HostLink, StatsAddr};
-use crate::config::{Guest, Mode, Network};
-use crate::network::ipvtap::{Ipvtap, IpvtapError};
+use crate::config::{Mode, Network, Nic};
+use crate::network::ipvtap::{Ipvtap, IpvtapError, IpvtapWish};
 use crate::network::port::{self, Attached, PortError, beside};
+use crate::programs;
 use crate::tap::{Tap, TapError};
-use crate::types::{IfName, MacAddr, Mtu, Name};
+use crate::types::{IfName, MacAddr, Mtu, Name, QueuePairs};
 
 /// How long a backend may take until front-ends can connect.
 const READY_LIMIT: Duration = Duration::from_secs(10);
@@ -61,156 +66,264 @@ pub enum NicError {
     },
 }
 
-/// Where the backend of NIC number `index` serves its counters, in a guest's directory.
+/// Where the backend of NIC number `index` listens, in a guest's directory.
+pub fn socket(dir: &Path, index: usize) -> PathBuf {
+    dir.join(format!("nic{index}.sock"))
+}
+
+/// Where it serves its counters.
 pub fn stats_socket(dir: &Path, index: usize) -> PathBuf {
     dir.join(format!("nic{index}.stats"))
 }
 
-/// A link that is deleted when this value is dropped.
-#[derive(Debug)]
-struct Link(port::Port);
+/// What a NIC is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicRecord {
+    /// The network that it is plugged into.
+    pub network: Name,
+    /// Pairs of queues.
+    pub queue_pairs: QueuePairs,
+    /// The guest's MAC address on it.
+    pub mac: MacAddr,
+    /// The words after the program's name that make ringtap its backend.
+    backend: Vec<String>,
+    /// What plugs it in.
+    plug: Plug,
+    /// How QEMU sees it; none while it is being made.
+    wiring: Option<Wiring>,
+}
 
-impl Drop for Link {
-    fn drop(&mut self) {
-        if let Err(error) = self.0.delete() {
-            tracing::warn!("tap {} stays: {error}", self.0.link);
+/// What a NIC is plugged into its network by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Plug {
+    /// A tap.
+    Tap(port::Port),
+    /// A macvtap.
+    Macvtap(port::Port),
+    /// An ipvtap, in a namespace of its own.
+    Ipvtap(IpvtapWish),
+}
+
+impl Plug {
+    /// What plugs `nic` into `network` by the name of `tap`, for the ringtap with this run directory.
+    fn new(tap: IfName, nic: &Nic, network: &Network, run_dir: &Path) -> Self {
+        let port = || port::Port::new(&tap, nic, network, run_dir);
+        match &network.mode {
+            Mode::Ipvtap { uplink, .. } => Self::Ipvtap(IpvtapWish {
+                name: tap.clone(),
+                uplink: uplink.link(),
+                addresses: nic.told().collect(),
+                pairs: nic.queue_pairs,
+                mtu: network.mtu,
+            }),
+            Mode::Macvtap { .. } => Self::Macvtap(port()),
+            _ => Self::Tap(port()),
         }
     }
-}
 
-/// What a NIC is plugged into its network by; it goes away with this value.
-#[derive(Debug)]
-enum Port {
-    /// A tap or macvtap.
-    Link(Link),
-    /// An ipvtap, in a namespace of its own.
-    Ipvtap(Ipvtap),
-}
-
-impl Port {
-    /// Makes what plugs the NIC number `index` of `guest` into `network`, for the ringtap with this run directory. Gives it
-    /// with what the backend opens it by, and what it is like.
-    fn make(
-        guest: &Guest,
-        index: usize,
-        network: &Network,
-        run_dir: &Path,
-    ) -> Result<(Self, HostLink, Attached), NicError> {
-        let nic = &guest.nics[index];
-        let tap = guest.tap(index);
-        if let Mode::Ipvtap { uplink, .. } = &network.mode {
-            let told: Vec<IpAddr> = nic.told().collect();
-            let pairs = nic.queue_pairs;
-            let ipvtap = Ipvtap::make(&tap, &uplink.link(), &told, pairs, network.mtu)?;
-            let link = HostLink::TapFds(ipvtap.queues());
-            let attached = Attached {
-                mtu: ipvtap.mtu(),
-                checksums: true,
-            };
-            return Ok((Self::Ipvtap(ipvtap), link, attached));
+    fn link(&self) -> &IfName {
+        match self {
+            Self::Tap(port) | Self::Macvtap(port) => &port.link,
+            Self::Ipvtap(wish) => &wish.name,
         }
-        let link = match network.mode {
-            Mode::Macvtap { .. } => HostLink::Macvtap(tap.clone()),
-            _ => {
-                Tap::make_persistent(&tap)?;
-                HostLink::Tap(tap.clone())
-            }
-        };
-        let port = Link(port::Port::new(&tap, nic, network, run_dir));
-        let attached = port.0.attach(nic, network)?;
-        Ok((Self::Link(port), link, attached))
     }
 
     /// The tenant in whose namespace it is, if it is one's.
     fn tenant(&self) -> Option<&Name> {
         match self {
-            Self::Link(link) => link.0.tenant.as_ref(),
+            Self::Tap(port) | Self::Macvtap(port) => port.tenant.as_ref(),
             Self::Ipvtap(_) => None,
         }
     }
 
-    fn name(&self) -> &IfName {
+    /// What the backend opens it by.
+    fn host_link(&self) -> HostLink {
         match self {
-            Self::Link(link) => &link.0.link,
-            Self::Ipvtap(ipvtap) => ipvtap.name(),
+            Self::Tap(port) => HostLink::Tap(port.link.clone()),
+            Self::Macvtap(port) => HostLink::Macvtap(port.link.clone()),
+            Self::Ipvtap(wish) => HostLink::TapFds(wish.queues().collect()),
         }
     }
 
-    /// The MAC address that the guest must have, if not its own.
-    fn mac(&self) -> Option<MacAddr> {
-        match self {
-            Self::Link(_) => None,
-            Self::Ipvtap(ipvtap) => Some(ipvtap.mac()),
+    /// Deletes a link that outlives those who use it; that it is absent is fine.
+    fn delete(&self) {
+        let (Self::Tap(port) | Self::Macvtap(port)) = self else {
+            return; // gone with its namespace, which the backend was the last to hold
+        };
+        if let Err(error) = port.delete() {
+            tracing::warn!("tap {} stays: {error}", port.link);
         }
+    }
+}
+
+impl NicRecord {
+    /// That of `nic`, number `index` of the guest with this directory, on `network`, for the ringtap with this run directory.
+    pub fn new(
+        tap: IfName,
+        index: usize,
+        nic: &Nic,
+        network: &Network,
+        run_dir: &Path,
+        dir: &Path,
+    ) -> Self {
+        let plug = Plug::new(tap, nic, network, run_dir);
+        let args = BackendArgs {
+            queue_pairs: nic.queue_pairs,
+            rx_rate: nic.rates.rx,
+            tx_rate: nic.rates.tx,
+            stats: Some(StatsAddr::Unix(stats_socket(dir, index))),
+            ..BackendArgs::new(Endpoint::Listen(socket(dir, index)), plug.host_link())
+        };
+        let words = args.to_argv();
+        Self {
+            network: network.name.clone(),
+            queue_pairs: nic.queue_pairs,
+            mac: nic.mac,
+            backend: words
+                .into_iter()
+                .map(|word| word.to_string_lossy().into_owned())
+                .collect(),
+            plug,
+            wiring: None,
+        }
+    }
+
+    /// Its link on the host.
+    pub fn link(&self) -> &IfName {
+        self.plug.link()
+    }
+
+    /// Ends and deletes what is there of it.
+    pub fn clean(&self, index: usize, dir: &Path) {
+        drop(self.running_backend(index, dir).map(Process::from));
+        self.plug.delete();
+    }
+
+    /// The backend that a supervisor has left, if it runs.
+    fn running_backend(&self, index: usize, dir: &Path) -> Option<programs::Process> {
+        let socket = socket(dir, index);
+        programs::Process::with_arguments(&["--socket-path", socket.to_str()?])
     }
 }
 
 /// A NIC with its backend at work. Everything of it goes away with this value: the process first, then the tap.
 #[derive(Debug)]
 pub struct HostNic {
+    index: usize,
+    record: NicRecord,
     backend: Process,
-    args: BackendArgs,
     log: PathBuf,
-    wiring: Wiring,
     port: Port,
 }
 
+/// A link that goes with this value.
+#[derive(Debug)]
+enum Port {
+    Link(Plug),
+    Ipvtap(Ipvtap),
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        if let Self::Link(plug) = self {
+            plug.delete();
+        }
+    }
+}
+
 impl HostNic {
-    /// Makes the tap of `guest`'s NIC number `index` on `network`, for the ringtap with this run directory, and starts its backend in `dir`. Returns when
-    /// front-ends can connect.
+    /// Makes what `record` says of `nic` on `network`, number `index` of the guest with this directory, and starts its backend.
+    /// Returns when front-ends can connect.
     ///
     /// # Errors
     /// See [`NicError`]; nothing is left behind then.
     pub fn start(
-        guest: &Guest,
+        record: NicRecord,
         index: usize,
+        nic: &Nic,
         network: &Network,
-        run_dir: &Path,
         dir: &Path,
     ) -> Result<Self, NicError> {
-        let start = || Self::start_here(guest, index, network, run_dir, dir);
-        beside(network.tenant.as_ref(), start).map_err(NicError::Namespace)?
+        let tenant = record.plug.tenant().cloned();
+        let start = || Self::start_here(record, index, nic, network, dir);
+        beside(tenant.as_ref(), start).map_err(NicError::Namespace)?
     }
 
     /// As [`HostNic::start`], where the network's bridge is.
     fn start_here(
-        guest: &Guest,
+        mut record: NicRecord,
         index: usize,
+        nic: &Nic,
         network: &Network,
-        run_dir: &Path,
         dir: &Path,
     ) -> Result<Self, NicError> {
-        let nic = &guest.nics[index];
-        let (port, link, attached) = Port::make(guest, index, network, run_dir)?;
-        let socket = dir.join(format!("nic{index}.sock"));
-        let args = BackendArgs {
-            queue_pairs: nic.queue_pairs,
-            rx_rate: nic.rates.rx,
-            tx_rate: nic.rates.tx,
-            stats: Some(StatsAddr::Unix(stats_socket(dir, index))),
-            ..BackendArgs::new(Endpoint::Listen(socket.clone()), link)
-        };
+        let (port, attached) = make(&record.plug, nic, network)?;
         let log = dir.join(format!("nic{index}.log"));
-        let backend = start_and_wait(&args, &port, &log)?;
-        let wiring = Wiring {
-            socket,
-            mac: port.mac().unwrap_or(nic.mac),
-            queue_pairs: nic.queue_pairs,
+        let backend = start_and_wait(&record, &port, &log)?;
+        if let Port::Ipvtap(ipvtap) = &port {
+            record.mac = ipvtap.mac();
+        }
+        record.wiring = Some(Wiring {
+            socket: socket(dir, index),
+            mac: record.mac,
+            queue_pairs: record.queue_pairs,
             mtu: host_mtu(network, attached.mtu),
             checksums: attached.checksums,
-        };
+        });
         Ok(Self {
+            index,
+            record,
             backend,
-            args,
             log,
-            wiring,
             port,
         })
     }
 
+    /// Takes over what another has made by `record`; none where that had not come so far.
+    ///
+    /// # Errors
+    /// Its backend is gone, and can't be started anew.
+    pub fn adopt(record: NicRecord, index: usize, dir: &Path) -> Result<Option<Self>, NicError> {
+        if record.wiring.is_none() {
+            record.clean(index, dir);
+            return Ok(None);
+        }
+        let running = record.running_backend(index, dir);
+        let port = match &record.plug {
+            Plug::Ipvtap(wish) => Port::Ipvtap(match &running {
+                Some(backend) => Ipvtap::adopt(wish, backend.pidfd.as_fd())?,
+                None => Ipvtap::make_when_free(wish)?,
+            }),
+            link => Port::Link(link.clone()),
+        };
+        let log = dir.join(format!("nic{index}.log"));
+        let backend = match running {
+            Some(backend) => backend.into(),
+            None => spawn_beside(&record, &port, &log)?,
+        };
+        Ok(Some(Self {
+            index,
+            record,
+            backend,
+            log,
+            port,
+        }))
+    }
+
+    /// Its number, counted from 0.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// What it is made of.
+    pub fn record(&self) -> &NicRecord {
+        &self.record
+    }
+
     /// What QEMU needs to know.
-    pub fn wiring(&self) -> &Wiring {
-        &self.wiring
+    pub fn wiring(&self) -> Option<&Wiring> {
+        self.record.wiring.as_ref()
     }
 
     /// The process that serves it.
@@ -220,7 +333,7 @@ impl HostNic {
 
     /// The tap, for messages.
     pub fn tap(&self) -> &IfName {
-        self.port.name()
+        self.record.link()
     }
 
     /// What the backend said last.
@@ -233,10 +346,31 @@ impl HostNic {
     /// # Errors
     /// Where the process can't be started.
     pub fn restart(&mut self) -> Result<(), NicError> {
-        let spawn = || spawn(&self.args, &self.port, &self.log, None);
-        self.backend = beside(self.port.tenant(), spawn).map_err(NicError::Namespace)??;
+        self.backend = spawn_beside(&self.record, &self.port, &self.log)?;
         Ok(())
     }
+}
+
+/// Makes the link of `nic`, and plugs it into `network`.
+fn make(plug: &Plug, nic: &Nic, network: &Network) -> Result<(Port, Attached), NicError> {
+    let port = match plug {
+        Plug::Ipvtap(wish) => {
+            let ipvtap = Ipvtap::make(wish)?;
+            let attached = Attached {
+                mtu: ipvtap.mtu(),
+                checksums: true,
+            };
+            return Ok((Port::Ipvtap(ipvtap), attached));
+        }
+        Plug::Tap(port) => {
+            Tap::make_persistent(&port.link)?;
+            port
+        }
+        Plug::Macvtap(port) => port,
+    };
+    let made = Port::Link(plug.clone());
+    let attached = port.attach(nic, network)?;
+    Ok((made, attached))
 }
 
 /// What the guest is told of the MTU that its link has: nothing where that is what it takes for granted.
@@ -246,55 +380,31 @@ fn host_mtu(network: &Network, found: u32) -> Option<Mtu> {
 }
 
 /// Starts a backend and waits for its word that it is ready (sd_notify(3)).
-fn start_and_wait(args: &BackendArgs, port: &Port, log: &Path) -> Result<Process, NicError> {
+fn start_and_wait(record: &NicRecord, port: &Port, log: &Path) -> Result<Process, NicError> {
     let path = log.with_extension("ready");
     let run_dir = |cause| NicError::RunDir {
         path: path.clone(),
         cause,
     };
-    let socket = UnixDatagram::bind(&path).map_err(run_dir)?;
-    socket.set_nonblocking(true).map_err(run_dir)?;
-    let mut backend = spawn(args, port, log, Some(&path))?;
-    let ready = wait_until_ready(&mut backend, socket).map_err(run_dir)?;
-    std::fs::remove_file(&path).map_err(run_dir)?;
-    if !ready {
+    let readiness = Readiness::bind(&path).map_err(run_dir)?;
+    let mut backend = spawn(record, port, log, Some(&path))?;
+    if !readiness.of(&mut backend, READY_LIMIT).map_err(run_dir)? {
         return Err(NicError::NotReady {
-            tap: port.name().clone(),
-            said: last_line(&log.to_owned()),
+            tap: record.link().clone(),
+            said: last_line(log),
         });
     }
     Ok(backend)
 }
 
-/// True once `backend` has said so; false where it ended or the time ran out.
-fn wait_until_ready(backend: &mut Process, socket: UnixDatagram) -> io::Result<bool> {
-    let end = Instant::now() + READY_LIMIT;
-    let reader = socket.try_clone()?;
-    let socket = OwnedFd::from(socket);
-    let mut message = [0; 256];
-    while let Some(left) = end.checked_duration_since(Instant::now()) {
-        backend.wait_with(Some(&socket), left)?;
-        match reader.recv(&mut message) {
-            Ok(bytes) if is_ready(&message[..bytes]) => return Ok(true),
-            Ok(_) => continue,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-        if backend.exit_status()?.is_some() {
-            return Ok(false);
-        }
-    }
-    Ok(false)
-}
-
-fn is_ready(message: &[u8]) -> bool {
-    message
-        .split(|byte| *byte == b'\n')
-        .any(|line| line == b"READY=1")
+/// As [`spawn`], where the link is.
+fn spawn_beside(record: &NicRecord, port: &Port, log: &Path) -> Result<Process, NicError> {
+    let spawn = || spawn(record, port, log, None);
+    beside(record.plug.tenant(), spawn).map_err(NicError::Namespace)?
 }
 
 fn spawn(
-    args: &BackendArgs,
+    record: &NicRecord,
     port: &Port,
     log: &Path,
     ready: Option<&Path>,
@@ -305,15 +415,16 @@ fn spawn(
     };
     // The program that runs, even if its file has been replaced meanwhile.
     let mut command = background(Path::new("/proc/self/exe"), log).map_err(run_dir)?;
-    command.args(args.to_argv());
+    command.args(&record.backend);
     match ready {
         Some(path) => command.env("NOTIFY_SOCKET", path),
         None => command.env_remove("NOTIFY_SOCKET"),
     };
-    let mut start = || Process::spawn(&mut command);
-    let started = match port {
-        Port::Link(_) => start(),
-        Port::Ipvtap(ipvtap) => ipvtap.handing_over(start).and_then(|started| started),
-    };
-    started.map_err(NicError::Spawn)
+    if let Port::Ipvtap(ipvtap) = port {
+        let handed = ipvtap.handed_over().map_err(NicError::Spawn)?;
+        command
+            .fd_mappings(handed)
+            .map_err(|error| NicError::Spawn(io::Error::other(error)))?;
+    }
+    Process::spawn(&mut command).map_err(NicError::Spawn)
 }

@@ -1,24 +1,57 @@
-//! Child processes of a launch: started with clear errors, watched by pidfd, ended with a bound.
+//! The processes of a guest: started with clear errors or taken over from a supervisor that died, watched by pidfd, ended
+//! with a bound.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::programs;
+
 /// A process that was asked to end gets this long.
 pub const GRACE: Duration = Duration::from_secs(5);
 
-/// A child process. It is ended when this value is dropped.
+/// A process. It is ended when this value is dropped.
 #[derive(Debug)]
 pub struct Process {
-    child: Child,
+    /// Its pid; nobody else's while this value is there and [`Process::ended`] has given nothing.
+    pid: u32,
     pidfd: OwnedFd,
-    started: Instant,
+    /// None of one that another process has started, whose exit status is not ours to have.
+    child: Option<Child>,
+    since: Instant,
+    ended: Option<Ended>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// With this status.
+    With(ExitStatus),
+    /// Nobody knows: it was not started from here.
+    Unseen,
+}
+
+impl Ended {
+    /// Whether it said that it failed.
+    pub fn failed(self) -> bool {
+        matches!(self, Self::With(status) if !status.success())
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::With(status) => status.fmt(f),
+            Self::Unseen => f.write_str("exit status unknown"),
+        }
+    }
 }
 
 impl Process {
@@ -34,46 +67,101 @@ impl Process {
             let _ = child.wait();
         })?;
         Ok(Self {
-            child,
+            pid: child.id(),
             pidfd,
-            started: Instant::now(),
+            child: Some(child),
+            since: Instant::now(),
+            ended: None,
         })
     }
 
-    /// How long ago it was started.
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// How long it has been held from here.
     pub fn age(&self) -> Duration {
-        self.started.elapsed()
+        self.since.elapsed()
     }
 
     /// How it ended; `None` while it runs.
     ///
     /// # Errors
-    /// Those of `waitpid`.
-    pub fn exit_status(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.child.try_wait()
+    /// Those of `waitpid` and `poll`.
+    pub fn ended(&mut self) -> io::Result<Option<Ended>> {
+        if self.ended.is_none() {
+            self.ended = match &mut self.child {
+                Some(child) => child.try_wait()?.map(Ended::With),
+                None => self
+                    .wait_with(&[], Duration::ZERO)?
+                    .then_some(Ended::Unseen),
+            };
+        }
+        Ok(self.ended)
     }
 
     /// Sends `signal`; a process that has ended is not an error.
     pub fn signal(&self, signal: Signal) {
-        // The pidfd names this very child, so there is none other that could be hit.
+        // The pidfd names this very process, so there is none other that could be hit.
         let _ = pidfd_send_signal(&self.pidfd, signal);
     }
 
-    /// Waits until it ends or `others` is readable, at most `limit`; false where the time ran out.
+    /// Waits until it ends or one of `others` is readable, at most `limit`; false where the time ran out.
     ///
     /// # Errors
     /// Those of `poll`.
-    pub fn wait_with(&self, others: Option<&OwnedFd>, limit: Duration) -> io::Result<bool> {
+    pub fn wait_with(&self, others: &[BorrowedFd<'_>], limit: Duration) -> io::Result<bool> {
         let mut fds = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
-        fds.extend(others.map(|fd| PollFd::new(fd, PollFlags::IN)));
+        fds.extend(others.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
         let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
         let ready = rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&limit)))?;
         Ok(ready > 0)
     }
+
+    /// Leaves it to run on.
+    pub fn leave(mut self) {
+        self.ended = Some(Ended::Unseen);
+    }
+
+    /// Ends it: by SIGTERM and, where that does not help within [`GRACE`], by SIGKILL.
+    pub fn end(&mut self) {
+        if let Ok(Some(_)) = self.ended() {
+            return;
+        }
+        for signal in [Signal::TERM, Signal::KILL] {
+            self.signal(signal);
+            if matches!(self.wait_with(&[], GRACE), Ok(true)) {
+                break;
+            }
+        }
+        if let Some(child) = &mut self.child {
+            let _ = child.wait();
+        }
+    }
+}
+
+/// One that another has started, and that is ours from here on.
+impl From<programs::Process> for Process {
+    fn from(programs::Process { pid, pidfd }: programs::Process) -> Self {
+        Self {
+            pid,
+            pidfd,
+            child: None,
+            since: Instant::now(),
+            ended: None,
+        }
+    }
+}
+
+impl AsFd for Process {
+    /// The pidfd: readable once the process has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
 }
 
 impl AsRawFd for Process {
-    /// The pidfd: readable once the process has ended.
     fn as_raw_fd(&self) -> RawFd {
         self.pidfd.as_raw_fd()
     }
@@ -81,28 +169,19 @@ impl AsRawFd for Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if let Ok(Some(_)) = self.child.try_wait() {
-            return;
-        }
-        self.signal(Signal::TERM);
-        if !matches!(self.wait_with(None, GRACE), Ok(true)) {
-            self.signal(Signal::KILL);
-        }
-        let _ = self.child.wait();
+        self.end();
     }
 }
 
-/// A command that logs both of its outputs to `log`, which is appended to, and belongs to a process group of its own, so
-/// that a terminal's Ctrl-C is the supervisor's to pass on.
+/// A command that logs both of its outputs to `log`, which is appended to, and belongs to a session of its own, so that it
+/// hears nothing of a terminal.
 ///
 /// # Errors
 /// Where the log can't be opened.
 pub fn background(program: &Path, log: &Path) -> io::Result<Command> {
-    use std::os::unix::process::CommandExt;
     let log = File::options().create(true).append(true).open(log)?;
     let mut command = Command::new(program);
     command
-        .process_group(0)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
@@ -110,7 +189,7 @@ pub fn background(program: &Path, log: &Path) -> io::Result<Command> {
 }
 
 /// The last line of a log that is not blank, for an error.
-pub fn last_line(log: &PathBuf) -> String {
+pub fn last_line(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let last = text
         .lines()

@@ -1,7 +1,11 @@
 //! QEMU's command line, as a pure function of the guest and its wiring.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 use super::accel::Accelerator;
 use crate::config::Guest;
@@ -43,8 +47,16 @@ impl Version {
     }
 }
 
+/// The descriptor by which QEMU has the socket of its monitor.
+pub const MONITOR_FD: RawFd = 3;
+/// The descriptor by which it has the socket of its serial line.
+pub const SERIAL_FD: RawFd = 4;
+
+/// So many NICs can be added while the guest runs.
+const SPARE_PORTS: usize = 4;
+
 /// How one NIC of the guest is wired.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wiring {
     /// The backend's socket.
     pub socket: PathBuf,
@@ -58,16 +70,23 @@ pub struct Wiring {
     pub checksums: bool,
 }
 
-/// The words after the program's name that run `guest` with these NICs, its console on standard input and output.
-pub fn argv(guest: &Guest, nics: &[Wiring], accel: Accelerator, version: Version) -> Vec<OsString> {
+/// The words after the program's name that run `guest` with these NICs, by number: stopped until the monitor says otherwise.
+pub fn argv(
+    guest: &Guest,
+    nics: &BTreeMap<usize, Wiring>,
+    accel: Accelerator,
+    version: Version,
+) -> Vec<OsString> {
     let mut args = Args::default();
     args.machine(guest, accel);
     args.boot(guest);
     for (index, disk) in guest.disks.iter().enumerate() {
         args.disk(index, disk);
     }
-    for (index, nic) in nics.iter().enumerate() {
-        args.nic(index, nic, guest, accel, version);
+    let ports = nics.keys().next_back().map_or(0, |last| last + 1) + SPARE_PORTS;
+    args.ports(ports);
+    for (index, nic) in nics {
+        args.nic(*index, nic, guest, accel, version);
     }
     args.console();
     args.0.extend(guest.qemu_args.iter().map(OsString::from));
@@ -168,14 +187,28 @@ impl Args {
         if guest.kernel.is_some() {
             device.push_str(",romfile="); // there is a kernel: no boot ROM need look for one
         }
+        device.push_str(&format!(",id=nic{index},bus=port{index}"));
         self.option("-device", device);
     }
 
-    /// Ctrl-C is the terminal's, and ends the guest.
+    /// Slots for NICs: only what is in one of its own can be taken out of a running machine.
+    fn ports(&mut self, count: usize) {
+        for index in 0..count {
+            let port = format!("pcie-root-port,id=port{index},chassis={}", index + 1);
+            self.option("-device", port);
+        }
+    }
+
+    /// The supervisor listens to what these say.
     fn console(&mut self) {
         self.option("-display", "none");
-        self.option("-chardev", "stdio,id=console,signal=on");
+        for (id, fd) in [("monitor", MONITOR_FD), ("console", SERIAL_FD)] {
+            let socket = format!("socket,id={id},fd={fd},server=on,wait=off");
+            self.option("-chardev", socket);
+        }
+        self.option("-mon", "chardev=monitor,mode=control");
         self.option("-serial", "chardev:console");
+        self.0.push("-S".into());
     }
 }
 
@@ -233,7 +266,7 @@ mod tests {
             mtu: None,
             checksums: true,
         };
-        let words = argv(guest, &[nic], accel, version);
+        let words = argv(guest, &[(0, nic)].into(), accel, version);
         let words: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
         words.join(" ")
     }

@@ -1,26 +1,57 @@
-//! A guest's directory while it runs: `RUN_DIR/guests/NAME`, locked, and removed with all that is in it.
+//! A guest's directory, `RUN_DIR/guests/NAME`: while it runs, what its supervisor holds; after it has failed, its logs.
+//!
+//! The directory itself is the lock: who holds it is the guest's supervisor, and the only one to change what is in it.
+//! What a guest is made of is in [`Record`], written before it is made, with the file that it was started from.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::nic::NicRecord;
+use crate::network::journal::write_private;
 use crate::types::Name;
 
 /// The directory of guests' directories.
 const GUESTS: &str = "guests";
 
+/// What is in a guest's directory.
+pub mod files {
+    /// The supervisor's socket for commands.
+    pub const CONTROL: &str = "control.sock";
+    /// The supervisor's socket for the console.
+    pub const CONSOLE: &str = "console.sock";
+    /// What the console has said of late.
+    pub const CONSOLE_LOG: &str = "console.log";
+    /// QEMU's monitor.
+    pub const MONITOR: &str = "qmp.sock";
+    /// QEMU's serial line.
+    pub const SERIAL: &str = "serial.sock";
+    /// What QEMU says.
+    pub const QEMU_LOG: &str = "qemu.log";
+    /// What the supervisor says once nobody waits for it any more.
+    pub const SUPERVISOR_LOG: &str = "supervisor.log";
+    /// The file that the guest was started from.
+    pub const DEFINITION: &str = "ringtap.toml";
+    /// What the guest is made of.
+    pub const RECORD: &str = "record.json";
+    /// Why it failed.
+    pub const FAILURE: &str = "failure";
+}
+
 /// Why a guest can't have its directory.
 #[derive(Debug, Error)]
 pub enum GuestDirError {
-    /// Another ringtap runs it.
-    #[error("guest {0} is running already: end that one first")]
+    /// It has a supervisor.
+    #[error("guest {0} is running already: `ringtap stop {0}` ends it")]
     Running(Name),
-    /// The directory can't be made or locked.
+    /// The directory can't be made, locked or written.
     #[error("run directory {path}")]
     Kernel {
         /// The file or directory.
@@ -31,52 +62,52 @@ pub enum GuestDirError {
     },
 }
 
+/// What a guest is made of, for who takes over from its supervisor.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Where the file was that it was started from.
+    pub config: PathBuf,
+    /// When QEMU was started last, in seconds since 1970.
+    pub started: u64,
+    /// Its NICs, by number.
+    pub nics: BTreeMap<usize, NicRecord>,
+}
+
 /// The directory, for as long as this value lives.
 #[derive(Debug)]
 pub struct GuestDir {
+    guest: Name,
     path: PathBuf,
     /// Directories above it that go when they are empty.
     above: Vec<PathBuf>,
+    /// Whether it outlives this value.
+    stays: bool,
     _lock: Flock<File>,
 }
 
 impl GuestDir {
-    /// Makes the directory, or takes over what a killed ringtap has left of it.
+    /// Makes the directory, or takes it over as a supervisor that died has left it.
     ///
     /// # Errors
     /// See [`GuestDirError`].
     pub fn lock(run_dir: &Path, guest: &Name) -> Result<Self, GuestDirError> {
         let guests = run_dir.join(GUESTS);
         let path = Self::of(run_dir, guest);
-        let failed = |path: &Path, cause| GuestDirError::Kernel {
-            path: path.to_owned(),
-            cause,
-        };
-        let mut above = vec![guests.clone()];
-        // Others find their files in the run directory; a guest's are its own.
-        for (dir, mode) in [(run_dir, 0o755), (&guests, 0o700), (&path, 0o700)] {
-            match DirBuilder::new().mode(mode).create(dir) {
-                Ok(()) if dir == run_dir => above.push(run_dir.to_owned()),
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(failed(dir, error)),
-            }
+        loop {
+            let made_run_dir = make(&[(run_dir, 0o755), (&guests, 0o711), (&path, 0o711)])?;
+            let Some(lock) = try_lock(&path, guest)? else {
+                continue;
+            };
+            let mut above = vec![guests.clone()];
+            above.extend(made_run_dir.then(|| run_dir.to_owned()));
+            return Ok(Self {
+                guest: guest.clone(),
+                path,
+                above,
+                stays: false,
+                _lock: lock,
+            });
         }
-        let directory = File::open(&path).map_err(|cause| failed(&path, cause))?;
-        let lock =
-            Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
-                match errno {
-                    Errno::EWOULDBLOCK => GuestDirError::Running(guest.clone()),
-                    errno => failed(&path, errno.into()),
-                }
-            })?;
-        let dir = Self {
-            path,
-            above,
-            _lock: lock,
-        };
-        dir.empty().map_err(|cause| failed(&dir.path, cause))?;
-        Ok(dir)
     }
 
     /// Where the directory of `guest` is while it runs.
@@ -84,23 +115,149 @@ impl GuestDir {
         run_dir.join(GUESTS).join(guest.as_str())
     }
 
+    /// The guests that have a directory: that run, have failed, or were left by a supervisor.
+    pub fn all(run_dir: &Path) -> Vec<Name> {
+        let entries = fs::read_dir(run_dir.join(GUESTS)).into_iter().flatten();
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let mut names: Vec<Name> = names.collect();
+        names.sort();
+        names
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    fn empty(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.path)? {
-            fs::remove_file(entry?.path())?;
-        }
-        Ok(())
+    /// A file in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
     }
+
+    /// What the guest is made of that is there already; none where there is nothing of it.
+    pub fn record(&self) -> Option<Record> {
+        read_record(&self.path)
+    }
+
+    /// Writes down what the guest is about to be made of.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn write(&self, record: &Record) -> Result<(), GuestDirError> {
+        let text = serde_json::to_string_pretty(record).expect("a record has no odd keys");
+        self.put(files::RECORD, &text)
+    }
+
+    /// Writes down the file that the guest is started from.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn define(&self, text: &str) -> Result<(), GuestDirError> {
+        self.put(files::DEFINITION, text)
+    }
+
+    /// Removes what an earlier life of the guest has left.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn empty(&self) -> Result<(), GuestDirError> {
+        self.clear(|_| false)
+    }
+
+    /// The directory stays with the logs, and with why the guest failed.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn keep_logs(&mut self, failure: &str) -> Result<(), GuestDirError> {
+        self.stays = true;
+        self.put(files::FAILURE, failure)?;
+        self.clear(|name| name.ends_with(".log") || name == files::FAILURE)
+    }
+
+    /// The directory stays as it is.
+    pub fn leave(mut self) {
+        self.stays = true;
+    }
+
+    fn put(&self, name: &str, text: &str) -> Result<(), GuestDirError> {
+        let path = self.file(name);
+        write_private(&path, text).map_err(|cause| GuestDirError::Kernel { path, cause })
+    }
+
+    fn clear(&self, stays: impl Fn(&str) -> bool) -> Result<(), GuestDirError> {
+        let clear = || {
+            for entry in fs::read_dir(&self.path)? {
+                let entry = entry?;
+                if !stays(&entry.file_name().to_string_lossy()) {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+            Ok(())
+        };
+        clear().map_err(|cause| GuestDirError::Kernel {
+            path: self.path.clone(),
+            cause,
+        })
+    }
+}
+
+/// What the guest with this directory is made of, if it is.
+pub fn read_record(dir: &Path) -> Option<Record> {
+    let text = fs::read_to_string(dir.join(files::RECORD)).ok()?;
+    let record = serde_json::from_str(&text);
+    let told = record.inspect_err(|error| {
+        tracing::warn!("{} can't be understood: {error}", dir.display());
+    });
+    told.ok()
+}
+
+/// Why the guest with this directory has failed, if it has.
+pub fn read_failure(dir: &Path) -> Option<String> {
+    fs::read_to_string(dir.join(files::FAILURE)).ok()
+}
+
+/// Makes those directories that are not there; whether the first had to be.
+fn make(dirs: &[(&Path, u32)]) -> Result<bool, GuestDirError> {
+    let mut made_first = false;
+    for (index, (dir, mode)) in dirs.iter().enumerate() {
+        match DirBuilder::new().mode(*mode).create(dir) {
+            Ok(()) => made_first |= index == 0,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(cause) => {
+                let path = dir.to_path_buf();
+                return Err(GuestDirError::Kernel { path, cause });
+            }
+        }
+    }
+    Ok(made_first)
+}
+
+/// The lock on directory `path`; none where that was removed meanwhile.
+fn try_lock(path: &Path, guest: &Name) -> Result<Option<Flock<File>>, GuestDirError> {
+    let failed = |cause| GuestDirError::Kernel {
+        path: path.to_owned(),
+        cause,
+    };
+    let directory = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(failed)?,
+    };
+    let locked = Flock::lock(directory, FlockArg::LockExclusiveNonblock);
+    let lock = locked.map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => GuestDirError::Running(guest.clone()),
+        errno => failed(errno.into()),
+    })?;
+    let held = lock.metadata().map_err(failed)?.ino();
+    let is_there = fs::metadata(path).is_ok_and(|there| there.ino() == held);
+    Ok(is_there.then_some(lock))
 }
 
 impl Drop for GuestDir {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
-            tracing::warn!("{} stays: {error}", self.path.display());
+        if !self.stays
+            && let Err(error) = fs::remove_dir_all(&self.path)
+        {
+            tracing::warn!("what is left of guest {} stays: {error}", self.guest);
         }
         for dir in &self.above {
             let _ = fs::remove_dir(dir); // not empty while others use it

@@ -1,164 +1,504 @@
-//! One guest's supervisor: an event-manager loop over its processes and this one's signals.
+//! One guest's supervisor: an event-manager loop over its processes, QEMU's monitor, its console, commands and signals.
 //!
 //! # Theory of operation
-//! Four kinds of event: QEMU ends, and with it the launch; a backend ends, and is started anew, at once if it had worked
-//! for a while and otherwise after [`PAUSE`]; a signal asks for the end, and QEMU gets SIGTERM; QEMU has not
-//! obeyed within [`GRACE`], or a second signal comes, and it gets SIGKILL. Nothing here polls.
+//! - QEMU ends. By [`Patience`] and the guest's policy it is started anew after a pause, with the same backends, or the
+//!   loop is over.
+//! - A backend ends, and is started anew, at once if it had worked for a while and otherwise after [`PAUSE`]; the guest runs
+//!   on.
+//! - A command or a signal asks for the end: the guest's power button is pressed, again and again since a guest that boots
+//!   does not hear it. When its time is up, or a second signal comes, QEMU gets SIGTERM and, [`GRACE`] later, SIGKILL.
+//! - QEMU tells of the guest: a panic, its watchdog, a power-off. It is kept for the moment when QEMU ends.
+//!
+//! Nothing here polls. All that a guest is made of is a part of [`Guarded`], whose drop takes it back in the right order:
+//! however the loop ends, nothing stays but what a SIGKILL leaves, which the next supervisor takes over.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::process::ExitStatus;
-use std::time::Duration;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use qapi::qmp::{self, Event, ShutdownCause};
 use rustix::process::Signal;
 use vmm_sys_util::timerfd::TimerFd;
 
+use super::GuestError;
+use super::control::{Answer, Control, Outcome, Phase, Request, State};
+use super::hub::Hub;
+use super::launch::Relaunch;
+use super::machine::Machine;
 use super::nic::HostNic;
-use super::process::{GRACE, Process};
+use super::patience::{Ending, Patience};
+use super::process::{Ended, GRACE, last_line};
+use super::run_dir::{GuestDir, GuestDirError, Record, files};
+use crate::network::Plugged;
+use crate::report::causes;
 use crate::signals::EndRequests;
 
 /// How long a backend that ends as soon as it has started waits for its next try.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a guest may take to power off that was asked by a signal.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often the power button is pressed.
+const PRESS: Duration = Duration::from_secs(5);
+
 const SIGNALS: u32 = 0;
 const QEMU: u32 = 1;
-const DEADLINE: u32 = 2;
-const RETRY: u32 = 3;
+const MONITOR: u32 = 2;
+const DEADLINE: u32 = 3;
+const RETRY: u32 = 4;
+const AGAIN: u32 = 5;
 /// The backend of NIC 0; the others follow.
 const BACKENDS: u32 = 16;
+/// The console's.
+const HUB: u32 = 1 << 16;
+/// Those of the commands' socket.
+const CONTROL: u32 = 1 << 24;
 
-/// How a launch ended.
+/// All that a guest is made of. Fields drop in order: QEMU ends before its backends, those before their taps and networks,
+/// and the directory goes last.
 #[derive(Debug)]
-pub enum End {
-    /// QEMU ended by itself: the guest powered off, or QEMU failed.
-    Qemu(ExitStatus),
-    /// Somebody asked for it.
-    Asked,
+pub struct Guarded {
+    /// QEMU; none while it has ended and is to be started anew.
+    pub machine: Option<Machine>,
+    /// The NICs, by number.
+    pub nics: BTreeMap<usize, HostNic>,
+    /// The networks that they are on.
+    pub plugged: Plugged,
+    /// The directory.
+    pub dir: GuestDir,
+    /// What is written there.
+    pub record: Record,
+    /// How QEMU is started anew.
+    pub relaunch: Relaunch,
 }
 
-/// Watches over a running guest until it ends.
+impl Guarded {
+    /// Writes down what the guest is made of now.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn save(&mut self) -> Result<(), GuestDirError> {
+        let nics = self.nics.values();
+        self.record.nics = nics
+            .map(|nic| (nic.index(), nic.record().clone()))
+            .collect();
+        self.dir.write(&self.record)
+    }
+
+    /// Takes all of it down but the logs, for a person to see why.
+    pub fn end_keeping_logs(self, reason: &str) {
+        let Self {
+            machine,
+            nics,
+            plugged,
+            mut dir,
+            ..
+        } = self;
+        drop(machine);
+        drop(nics);
+        drop(plugged);
+        if let Err(error) = dir.keep_logs(reason) {
+            tracing::warn!("{}", causes(&error));
+        }
+    }
+
+    /// Starts QEMU.
+    ///
+    /// # Errors
+    /// See [`GuestError`].
+    pub fn start(&mut self) -> Result<UnixStream, GuestError> {
+        let wiring = self.nics.values();
+        let wiring = wiring
+            .filter_map(|nic| Some((nic.index(), nic.wiring()?.clone())))
+            .collect();
+        let (machine, serial) = self.relaunch.start(&wiring, self.dir.path())?;
+        self.machine = Some(machine);
+        self.record.started = now();
+        self.save()?;
+        Ok(serial)
+    }
+}
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or(Duration::ZERO).as_secs()
+}
+
+/// The sockets of a supervisor.
+#[derive(Debug)]
+pub struct Sockets {
+    hub: Hub,
+    control: Control,
+}
+
+impl Sockets {
+    /// Listens in the guest's directory.
+    ///
+    /// # Errors
+    /// Those of `bind`, and the file system's.
+    pub fn open(dir: &GuestDir) -> io::Result<Self> {
+        Ok(Self {
+            hub: Hub::open(
+                HUB,
+                &dir.file(files::CONSOLE),
+                &dir.file(files::CONSOLE_LOG),
+            )?,
+            control: Control::open(CONTROL, &dir.file(files::CONTROL))?,
+        })
+    }
+}
+
+/// Watches over a guest until it ends, takes it down, and tells those who wait for it.
 ///
 /// # Errors
-/// Where the loop itself fails; QEMU is then ended with its [`Process`].
-pub fn supervise(qemu: Process, nics: Vec<HostNic>, signals: EndRequests) -> io::Result<End> {
+/// Where the loop itself fails; the guest is taken down then, too.
+pub fn supervise(
+    guarded: Guarded,
+    serial: Option<UnixStream>,
+    sockets: Sockets,
+    signals: EndRequests,
+) -> io::Result<Outcome> {
     let supervisor = Supervisor {
+        serial,
+        signals,
         deadline: TimerFd::new()?,
         retry: TimerFd::new()?,
+        again: TimerFd::new()?,
         waiting: Vec::new(),
-        asked: false,
-        end: None,
-        qemu,
-        nics,
-        signals,
+        stopping: None,
+        seen: Seen::default(),
+        patience: Patience::default(),
+        since: Instant::now(),
+        watchers: Vec::new(),
+        outcome: None,
+        sockets,
+        guarded,
     };
     let mut manager = EventManager::new().map_err(io::Error::other)?;
     let id = manager.add_subscriber(supervisor);
     loop {
         manager.run().map_err(io::Error::other)?;
         let supervisor = manager.subscriber_mut(id).map_err(io::Error::other)?;
-        if let Some(end) = supervisor.end.take() {
-            return end;
+        if let Some(outcome) = supervisor.outcome.take() {
+            let supervisor = manager.remove_subscriber(id).map_err(io::Error::other)?;
+            return supervisor.finish(outcome?);
         }
     }
 }
 
-/// Fields drop in order: QEMU ends before its backends, and those before their taps.
+/// A guest's end that was asked for.
+#[derive(Debug, Clone, Copy)]
+struct Stopping {
+    /// When force is used.
+    deadline: Instant,
+    /// Whether it has been used.
+    forced: bool,
+}
+
+/// What QEMU has told of its guest since it was started.
+#[derive(Debug, Default)]
+struct Seen {
+    shutdown: Option<ShutdownCause>,
+    panicked: bool,
+}
+
 struct Supervisor {
-    qemu: Process,
-    nics: Vec<HostNic>,
+    /// QEMU's end of the serial line, until the loop begins.
+    serial: Option<UnixStream>,
     signals: EndRequests,
-    /// When QEMU is to be killed.
+    /// When the guest's power button is pressed again, or force is used.
     deadline: TimerFd,
     /// When the backends in `waiting` are to be started.
     retry: TimerFd,
     waiting: Vec<usize>,
-    /// A signal has come.
-    asked: bool,
-    end: Option<io::Result<End>>,
+    /// When QEMU is to be started.
+    again: TimerFd,
+    stopping: Option<Stopping>,
+    seen: Seen,
+    patience: Patience,
+    /// When QEMU was started, or taken over.
+    since: Instant,
+    /// The clients of the control socket who wait for the end.
+    watchers: Vec<u32>,
+    outcome: Option<io::Result<Outcome>>,
+    sockets: Sockets,
+    guarded: Guarded,
 }
 
 impl Supervisor {
-    fn handle(&mut self, event: u32, ops: &mut EventOps) -> io::Result<()> {
-        match event {
-            SIGNALS => self.signalled(),
-            QEMU => self.qemu_ended(),
+    fn handle(&mut self, events: Events, ops: &mut EventOps) -> io::Result<()> {
+        match events.data() {
+            SIGNALS => self.signalled(ops),
+            QEMU => self.qemu_ended(ops),
+            MONITOR => self.heard(ops),
             DEADLINE => {
                 self.deadline.wait()?;
-                tracing::warn!(
-                    "QEMU has not ended within {} s of being asked: killing it",
-                    GRACE.as_secs()
-                );
-                self.qemu.signal(Signal::KILL);
-                Ok(())
+                self.go_on_stopping(ops)
             }
             RETRY => {
                 self.retry.wait()?;
                 let waiting = std::mem::take(&mut self.waiting);
-                waiting
-                    .into_iter()
-                    .try_for_each(|index| self.restart(index, ops))
+                let mut waiting = waiting.into_iter();
+                waiting.try_for_each(|index| self.restart_backend(index, ops))
             }
+            AGAIN => {
+                self.again.wait()?;
+                self.start_anew(ops)
+            }
+            CONTROL.. => {
+                let request = self.sockets.control.handle(events, ops)?;
+                match request {
+                    Some((client, request)) => self.requested(client, request, ops),
+                    None => Ok(()),
+                }
+            }
+            HUB.. => self.sockets.hub.handle(events, ops),
             backend => self.backend_ended((backend - BACKENDS) as usize, ops),
         }
     }
 
-    fn signalled(&mut self) -> io::Result<()> {
+    /// Tells the log and those who watch.
+    fn note(&mut self, text: &str, ops: &mut EventOps) {
+        tracing::info!("guest {}: {text}", self.guarded.relaunch.name());
+        for client in &self.watchers {
+            let note = Answer::Note(text.to_owned());
+            self.sockets.control.answer(*client, &note, ops);
+        }
+    }
+
+    fn requested(&mut self, client: u32, request: Request, ops: &mut EventOps) -> io::Result<()> {
+        match request {
+            Request::State => {
+                let state = Answer::State(self.state());
+                self.sockets.control.answer(client, &state, ops);
+                Ok(())
+            }
+            Request::Watch => {
+                self.watchers.push(client);
+                Ok(())
+            }
+            Request::Stop { timeout } => {
+                self.watchers.push(client);
+                self.stop(Duration::from_secs(timeout.into()), ops)
+            }
+        }
+    }
+
+    fn state(&self) -> State {
+        let machine = self.guarded.machine.as_ref();
+        let phase = match (machine, self.stopping) {
+            (None, _) => Phase::Restarting,
+            (Some(_), Some(_)) => Phase::Stopping,
+            (Some(_), None) => Phase::Running,
+        };
+        State {
+            phase,
+            pid: machine.map(|machine| machine.process.pid()),
+        }
+    }
+
+    fn signalled(&mut self, ops: &mut EventOps) -> io::Result<()> {
         for _ in 0..self.signals.take()? {
-            let signal = if self.asked {
-                Signal::KILL
-            } else {
-                Signal::TERM
+            let timeout = match self.stopping {
+                None => STOP_TIMEOUT,
+                Some(_) => Duration::ZERO,
             };
-            self.qemu.signal(signal);
-            self.asked = true;
-            self.deadline.reset(GRACE, None)?;
+            self.stop(timeout, ops)?;
         }
         Ok(())
     }
 
-    fn qemu_ended(&mut self) -> io::Result<()> {
-        if let Some(status) = self.qemu.exit_status()? {
-            let end = if self.asked {
-                End::Asked
-            } else {
-                End::Qemu(status)
-            };
-            self.end = Some(Ok(end));
+    /// Asks the guest to power off, and sees to it that it has ended `timeout` later.
+    fn stop(&mut self, timeout: Duration, ops: &mut EventOps) -> io::Result<()> {
+        let deadline = Instant::now() + timeout;
+        let stopping = self.stopping.get_or_insert(Stopping {
+            deadline,
+            forced: false,
+        });
+        stopping.deadline = stopping.deadline.min(deadline);
+        if self.guarded.machine.is_none() {
+            self.outcome = Some(Ok(Outcome::Stopped)); // it had ended, and was to be started anew
+            return Ok(());
+        }
+        self.go_on_stopping(ops)
+    }
+
+    fn go_on_stopping(&mut self, ops: &mut EventOps) -> io::Result<()> {
+        let (Some(stopping), Some(machine)) = (&mut self.stopping, &mut self.guarded.machine)
+        else {
+            return Ok(());
+        };
+        let left = stopping.deadline.saturating_duration_since(Instant::now());
+        if stopping.forced {
+            machine.process.signal(Signal::KILL);
+            return Ok(());
+        }
+        let pressed = match &mut machine.monitor {
+            Some(monitor) if !left.is_zero() => {
+                monitor.execute(&qmp::system_powerdown {}).map(drop)
+            }
+            _ => Ok(()),
+        };
+        if left.is_zero() || machine.monitor.is_none() || pressed.is_err() {
+            stopping.forced = true;
+            // Lets QEMU write to its disks what it holds back.
+            machine.process.signal(Signal::TERM);
+            self.deadline.reset(GRACE, None)?;
+            self.note("it has not powered off in its time: ended by force", ops);
+            return Ok(());
+        }
+        Ok(self.deadline.reset(left.min(PRESS), None)?)
+    }
+
+    /// QEMU tells of its guest.
+    fn heard(&mut self, ops: &mut EventOps) -> io::Result<()> {
+        let Some(machine) = &mut self.guarded.machine else {
+            return Ok(());
+        };
+        let Some(monitor) = &mut machine.monitor else {
+            return Ok(());
+        };
+        match monitor.events() {
+            Ok(events) => self.sort(events, ops),
+            Err(_) => {
+                // QEMU has ended, or it has not and nothing is heard of it but its end.
+                let _ = ops.remove(Events::empty(monitor));
+                machine.monitor = None;
+            }
         }
         Ok(())
+    }
+
+    fn sort(&mut self, events: Vec<Event>, ops: &mut EventOps) {
+        for event in events {
+            match event {
+                Event::SHUTDOWN { data, .. } => self.seen.shutdown = Some(data.reason),
+                Event::RESET { data, .. } if data.guest => self.note("it reboots", ops),
+                Event::GUEST_PANICKED { .. } => {
+                    self.seen.panicked = true;
+                    self.note("its kernel has panicked", ops);
+                }
+                Event::WATCHDOG { data, .. } => {
+                    let text = format!("its watchdog has run out: {:?}", data.action);
+                    self.note(&text, ops);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn qemu_ended(&mut self, ops: &mut EventOps) -> io::Result<()> {
+        let Some(machine) = &mut self.guarded.machine else {
+            return Ok(());
+        };
+        let Some(ended) = machine.process.ended()? else {
+            return Ok(());
+        };
+        self.heard(ops)?;
+        self.sockets.hub.disconnect(ops);
+        if let Some(machine) = self.guarded.machine.take() {
+            let _ = ops.remove(Events::empty(&machine.process));
+            if let Some(monitor) = &machine.monitor {
+                let _ = ops.remove(Events::empty(monitor));
+            }
+        }
+        let ending = self.ending(ended);
+        self.over(ending, ops)
+    }
+
+    /// What QEMU's end means.
+    fn ending(&self, ended: Ended) -> Ending {
+        let by_itself = matches!(self.seen.shutdown, Some(ShutdownCause::guest_shutdown));
+        if self.stopping.is_some() {
+            Ending::Asked
+        } else if self.seen.panicked {
+            Ending::Failed("its kernel has panicked".to_owned())
+        } else if by_itself && !ended.failed() {
+            Ending::PoweredOff
+        } else {
+            let log = self.guarded.dir.file(files::QEMU_LOG);
+            let said = last_line(&log);
+            let text = format!(
+                "QEMU ended with {ended}: {said}; its log is {}",
+                log.display()
+            );
+            Ending::Failed(text)
+        }
+    }
+
+    /// The guest has ended so: there is another start, or this was it.
+    fn over(&mut self, ending: Ending, ops: &mut EventOps) -> io::Result<()> {
+        let policy = self.guarded.relaunch.policy();
+        let pause = self.patience.pause(policy, &ending, self.since.elapsed());
+        if let Ending::Failed(reason) = &ending {
+            self.note(reason, ops);
+        }
+        match pause {
+            Some(pause) => {
+                let text = format!("it is started anew in {} s", pause.as_secs());
+                self.note(&text, ops);
+                Ok(self.again.reset(pause, None)?)
+            }
+            None => {
+                let forced = self.stopping.is_some_and(|stopping| stopping.forced);
+                self.outcome = Some(Ok(match ending {
+                    Ending::Asked if forced => Outcome::Killed,
+                    Ending::Asked => Outcome::Stopped,
+                    Ending::PoweredOff => Outcome::PoweredOff,
+                    Ending::Failed(reason) => Outcome::Failed(reason),
+                }));
+                Ok(())
+            }
+        }
+    }
+
+    fn start_anew(&mut self, ops: &mut EventOps) -> io::Result<()> {
+        self.since = Instant::now();
+        self.seen = Seen::default();
+        match self.guarded.start() {
+            Ok(serial) => self.watch_machine(Some(serial), ops),
+            Err(error) => self.over(Ending::Failed(causes(&error)), ops),
+        }
     }
 
     fn backend_ended(&mut self, index: usize, ops: &mut EventOps) -> io::Result<()> {
-        let nic = &mut self.nics[index];
-        let Some(status) = nic.backend().exit_status()? else {
+        let Some(nic) = self.guarded.nics.get_mut(&index) else {
             return Ok(());
         };
-        ops.remove(Events::empty(nic.backend()))
-            .map_err(io::Error::other)?;
+        let Some(ended) = nic.backend().ended()? else {
+            return Ok(());
+        };
+        let removed = ops.remove(Events::empty(nic.backend()));
+        removed.map_err(io::Error::other)?;
         let tap = nic.tap().clone();
+        let text = format!("the backend of {tap} ended ({ended})");
         if nic.backend().age() >= PAUSE {
-            tracing::warn!("the backend of {tap} ended ({status}): starting it anew");
-            return self.restart(index, ops);
+            self.note(&format!("{text}: starting it anew"), ops);
+            return self.restart_backend(index, ops);
         }
-        tracing::error!(
-            "the backend of {tap} ended ({status}): {}",
-            nic.last_words()
-        );
+        let text = format!("{text}: {}", nic.last_words());
+        self.note(&text, ops);
         self.wait_for_retry(index)
     }
 
-    fn restart(&mut self, index: usize, ops: &mut EventOps) -> io::Result<()> {
-        let nic = &mut self.nics[index];
+    fn restart_backend(&mut self, index: usize, ops: &mut EventOps) -> io::Result<()> {
+        let Some(nic) = self.guarded.nics.get_mut(&index) else {
+            return Ok(());
+        };
         match nic.restart() {
-            Ok(()) => ops
-                .add(Events::with_data(
-                    nic.backend(),
-                    backend_event(index),
-                    EventSet::IN,
-                ))
-                .map_err(io::Error::other),
+            Ok(()) => watch(ops, nic.backend(), backend_event(index)),
             Err(error) => {
-                tracing::error!("the backend of {} can't be started: {error}", nic.tap());
+                let text = format!(
+                    "the backend of {} can't be started: {}",
+                    nic.tap(),
+                    causes(&error)
+                );
+                self.note(&text, ops);
                 self.wait_for_retry(index)
             }
         }
@@ -169,19 +509,62 @@ impl Supervisor {
         Ok(self.retry.reset(PAUSE, None)?)
     }
 
-    fn watch(&mut self, ops: &mut EventOps) -> Result<(), event_manager::Error> {
-        ops.add(Events::with_data(&self.signals, SIGNALS, EventSet::IN))?;
-        ops.add(Events::with_data(&self.qemu, QEMU, EventSet::IN))?;
-        ops.add(Events::with_data(&self.deadline, DEADLINE, EventSet::IN))?;
-        ops.add(Events::with_data(&self.retry, RETRY, EventSet::IN))?;
-        for (index, nic) in self.nics.iter_mut().enumerate() {
-            ops.add(Events::with_data(
-                nic.backend(),
-                backend_event(index),
-                EventSet::IN,
-            ))?;
+    fn begin(&mut self, ops: &mut EventOps) -> io::Result<()> {
+        watch(ops, &self.signals, SIGNALS)?;
+        watch(ops, &self.deadline, DEADLINE)?;
+        watch(ops, &self.retry, RETRY)?;
+        watch(ops, &self.again, AGAIN)?;
+        self.sockets.hub.watch(ops)?;
+        self.sockets.control.watch(ops)?;
+        for nic in self.guarded.nics.values_mut() {
+            let event = backend_event(nic.index());
+            watch(ops, nic.backend(), event)?;
         }
-        Ok(())
+        match &self.guarded.machine {
+            Some(_) => {
+                let serial = self.serial.take();
+                self.watch_machine(serial, ops)?;
+                // Whoever has ended it while it was being started does not wait for it to boot.
+                match self.signals.take()? {
+                    0 => Ok(()),
+                    _ => self.stop(Duration::ZERO, ops),
+                }
+            }
+            None => {
+                let text = "QEMU ended while nobody watched over it".to_owned();
+                self.over(Ending::Failed(text), ops)
+            }
+        }
+    }
+
+    fn watch_machine(&mut self, serial: Option<UnixStream>, ops: &mut EventOps) -> io::Result<()> {
+        if let Some(serial) = serial {
+            self.sockets.hub.connect(serial, ops)?;
+        }
+        let Some(machine) = &self.guarded.machine else {
+            return Ok(());
+        };
+        watch(ops, &machine.process, QEMU)?;
+        match &machine.monitor {
+            Some(monitor) => watch(ops, monitor, MONITOR)?,
+            None => return Ok(()),
+        }
+        // Some may have come with an answer.
+        self.heard(ops)
+    }
+
+    /// Takes down what is left of the guest, and tells those who wait for it.
+    fn finish(mut self, outcome: Outcome) -> io::Result<Outcome> {
+        self.sockets.hub.finish();
+        match &outcome {
+            Outcome::Failed(reason) => self.guarded.end_keeping_logs(reason),
+            _ => drop(self.guarded),
+        }
+        for client in &self.watchers {
+            let last = Answer::Ended(outcome.clone());
+            self.sockets.control.finish(*client, &last);
+        }
+        Ok(outcome)
     }
 }
 
@@ -189,16 +572,21 @@ fn backend_event(index: usize) -> u32 {
     BACKENDS + index as u32
 }
 
+fn watch(ops: &mut EventOps, fd: &impl AsRawFd, event: u32) -> io::Result<()> {
+    let events = Events::with_data(fd, event, EventSet::IN);
+    ops.add(events).map_err(io::Error::other)
+}
+
 impl MutEventSubscriber for Supervisor {
     fn init(&mut self, ops: &mut EventOps) {
-        if let Err(error) = self.watch(ops) {
-            self.end = Some(Err(io::Error::other(error)));
+        if let Err(error) = self.begin(ops) {
+            self.outcome = Some(Err(error));
         }
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if let Err(error) = self.handle(events.data(), ops) {
-            self.end = Some(Err(error));
+        if let Err(error) = self.handle(events, ops) {
+            self.outcome = Some(Err(error));
         }
     }
 }

@@ -129,7 +129,7 @@ pub fn settle(run_dir: &mut RunDir) -> bool {
     let Some(pending) = run_dir.journal.pending.take() else {
         return false;
     };
-    if let Some(process) = Process::hold(pending.guard, GUARD) {
+    if let Some(process) = Process::hold(pending.guard, &[GUARD]) {
         let _ = process.stop(); // by itself it finds nothing to take back
     }
     let _ = fs::remove_file(run_dir.path().join(LOG));

@@ -7,13 +7,18 @@
 //! ipvtap lives in a network namespace of its own, without a name, where no route leads an answer out. Its queues were
 //! opened before it moved there, and stay attached.
 //!
-//! The namespace is kept by descriptors that the launcher and the backend hold, and goes with the last of them.
+//! The namespace is kept by descriptors that the supervisor and the backend hold, and goes with the last of them: what one of
+//! them has is enough for the other to be started anew.
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::thread;
+use std::time::Duration;
 
-use rustix::io::{FdFlags, fcntl_setfd};
+use command_fds::FdMapping;
+use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::apply::netlink::{Netlink, NetlinkError};
@@ -43,40 +48,61 @@ pub enum IpvtapError {
     },
 }
 
+/// The first descriptor that is handed over has this number; those before it are the standard ones.
+const HANDED_OVER: RawFd = 3;
+
 /// An ipvtap with its queues; it is deleted with this value.
 #[derive(Debug)]
 pub struct Ipvtap {
-    name: IfName,
+    wish: IpvtapWish,
     namespace: Namespace,
     queues: Vec<OwnedFd>,
     mac: MacAddr,
     mtu: u32,
 }
 
+/// What an ipvtap is to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpvtapWish {
+    /// Its name.
+    pub name: IfName,
+    /// The link that it is on.
+    pub uplink: IfName,
+    /// It gets what is for these.
+    pub addresses: Vec<IpAddr>,
+    /// It has a queue for each pair.
+    pub pairs: QueuePairs,
+    /// Its MTU, if not the uplink's.
+    pub mtu: Option<Mtu>,
+}
+
+impl IpvtapWish {
+    /// The numbers that the descriptors of its queues have in the process that they are handed over to.
+    pub fn queues(&self) -> impl Iterator<Item = RawFd> {
+        (HANDED_OVER..).take(self.pairs.get().into())
+    }
+
+    /// The number that its namespace's has there.
+    fn namespace(&self) -> RawFd {
+        HANDED_OVER + RawFd::from(self.pairs.get())
+    }
+}
+
 impl Ipvtap {
-    /// Makes an ipvtap on `uplink`, up, that gets what is for `addresses`, with a queue a pair; its MTU is the uplink's unless
-    /// there is one given.
+    /// Makes an ipvtap, up.
     ///
     /// # Errors
     /// See [`IpvtapError`]; nothing is left behind then.
-    pub fn make(
-        name: &IfName,
-        uplink: &IfName,
-        addresses: &[IpAddr],
-        pairs: QueuePairs,
-        mtu: Option<Mtu>,
-    ) -> Result<Self, IpvtapError> {
-        let failed = |cause| IpvtapError::Namespace {
-            link: name.clone(),
-            cause,
-        };
+    pub fn make(wish: &IpvtapWish) -> Result<Self, IpvtapError> {
+        let name = &wish.name;
+        let failed = |cause| wish.failed(cause);
         let netlink = Netlink::open()?;
         let namespace = Namespace::unnamed().map_err(failed)?;
         netlink.delete_link(name)?; // one that was left on its way to a namespace
-        let mac = netlink.mac(uplink)?;
-        netlink.add_ipvtap(name, uplink)?;
+        let mac = netlink.mac(&wish.uplink)?;
+        netlink.add_ipvtap(name, &wish.uplink)?;
         let open_and_move = || {
-            let queues = tap::open_queues(name, pairs)?;
+            let queues = tap::open_queues(name, wish.pairs)?;
             netlink.move_to(name, namespace.as_fd())?;
             Ok::<_, IpvtapError>(queues)
         };
@@ -84,20 +110,58 @@ impl Ipvtap {
             let _ = netlink.delete_link(name);
         })?;
         let mut ipvtap = Self {
-            name: name.clone(),
+            wish: wish.clone(),
             namespace,
             queues,
             mac,
             mtu: 0,
         };
-        let inside = || settle(name, addresses, mtu);
+        let inside = || settle(wish);
         ipvtap.mtu = ipvtap.namespace.within(inside).map_err(failed)??;
         Ok(ipvtap)
     }
 
-    /// Its name, within its namespace.
-    pub fn name(&self) -> &IfName {
-        &self.name
+    /// As [`Ipvtap::make`], where one that had the same addresses has just lost the last process that held it: the kernel
+    /// deletes it a while after.
+    ///
+    /// # Errors
+    /// As [`Ipvtap::make`], and it has not been deleted within seconds.
+    pub fn make_when_free(wish: &IpvtapWish) -> Result<Self, IpvtapError> {
+        let mut tries = 50;
+        loop {
+            match Self::make(wish) {
+                Err(_) if tries > 0 => tries -= 1,
+                made => return made,
+            }
+            // The kernel tells nobody when it has deleted what was in a namespace.
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Takes over the ipvtap that was handed over to the process of this pidfd.
+    ///
+    /// # Errors
+    /// The process has ended, or its descriptors can't be had.
+    pub fn adopt(wish: &IpvtapWish, holder: BorrowedFd<'_>) -> Result<Self, IpvtapError> {
+        let take = |number| {
+            let taken = pidfd_getfd(holder, number, PidfdGetfdFlags::empty());
+            taken.map_err(|errno| wish.failed(errno.into()))
+        };
+        let queues = wish.queues().map(take).collect::<Result<_, _>>()?;
+        let namespace = Namespace::from(take(wish.namespace())?);
+        let look = || {
+            let netlink = Netlink::open()?;
+            Ok::<_, NetlinkError>((netlink.mac(&wish.name)?, netlink.mtu(&wish.name)?))
+        };
+        let looked = namespace.within(look);
+        let (mac, mtu) = looked.map_err(|cause| wish.failed(cause))??;
+        Ok(Self {
+            wish: wish.clone(),
+            namespace,
+            queues,
+            mac,
+            mtu,
+        })
     }
 
     /// The uplink's MAC address, which the guest must have too.
@@ -110,58 +174,59 @@ impl Ipvtap {
         self.mtu
     }
 
-    /// The numbers of its queues' descriptors, which a process inherits that [`Ipvtap::handing_over`] starts.
-    pub fn queues(&self) -> Vec<RawFd> {
-        self.queues.iter().map(AsRawFd::as_raw_fd).collect()
-    }
-
-    /// Does `start`, which starts one process: that inherits the queues, all of them attached, and keeps the namespace. No
-    /// other thread may start one meanwhile.
+    /// Its queues, all of them attached, and its namespace, for one process to inherit.
     ///
     /// # Errors
-    /// Those of `fcntl` and `TUNSETQUEUE`.
-    pub fn handing_over<T>(&self, start: impl FnOnce() -> T) -> io::Result<T> {
+    /// Those of `dup` and `TUNSETQUEUE`.
+    pub fn handed_over(&self) -> io::Result<Vec<FdMapping>> {
         // One that came to an end may have left them detached.
         self.queues.iter().try_for_each(tap::attach_again)?;
-        self.set_flags(FdFlags::empty())?;
-        let started = start();
-        self.set_flags(FdFlags::CLOEXEC)?;
-        Ok(started)
-    }
-
-    fn set_flags(&self, flags: FdFlags) -> io::Result<()> {
+        let map = |(fd, child_fd): (BorrowedFd<'_>, RawFd)| {
+            let parent_fd = fd.try_clone_to_owned()?;
+            Ok(FdMapping {
+                parent_fd,
+                child_fd,
+            })
+        };
         let queues = self.queues.iter().map(AsFd::as_fd);
-        let mut all = queues.chain([self.namespace.as_fd()]);
-        Ok(all.try_for_each(|fd| fcntl_setfd(fd, flags))?)
+        let namespace = (self.namespace.as_fd(), self.wish.namespace());
+        let all = queues.zip(self.wish.queues()).chain([namespace]);
+        all.map(map).collect()
     }
 }
 
 impl Drop for Ipvtap {
     fn drop(&mut self) {
         // The kernel deletes what is in a namespace some time after it; until then the addresses would be taken.
-        let delete = || Netlink::open()?.delete_link(&self.name);
+        let delete = || Netlink::open()?.delete_link(&self.wish.name);
         match self.namespace.within(delete) {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!("ipvtap {} stays: {error}", self.name),
-            Err(error) => tracing::warn!("ipvtap {} stays: {error}", self.name),
+            Ok(Err(error)) => tracing::warn!("ipvtap {} stays: {error}", self.wish.name),
+            Err(error) => tracing::warn!("ipvtap {} stays: {error}", self.wish.name),
+        }
+    }
+}
+
+impl IpvtapWish {
+    fn failed(&self, cause: io::Error) -> IpvtapError {
+        IpvtapError::Namespace {
+            link: self.name.clone(),
+            cause,
         }
     }
 }
 
 /// Makes the ipvtap what it is to be, from within its namespace. Gives its MTU in bytes.
-fn settle(name: &IfName, addresses: &[IpAddr], mtu: Option<Mtu>) -> Result<u32, IpvtapError> {
+fn settle(wish: &IpvtapWish) -> Result<u32, IpvtapError> {
     let netlink = Netlink::open()?;
+    let name = &wish.name;
     // It has no addresses but the guest's, and sends nothing.
     for (key, value) in [("addr_gen_mode", "1"), ("accept_ra", "0")] {
         let key = link_key(Family::Ipv6, name.as_str(), key);
-        let failed = |cause| IpvtapError::Namespace {
-            link: name.clone(),
-            cause,
-        };
-        sysctl::set(&key, value).map_err(failed)?;
+        sysctl::set(&key, value).map_err(|cause| wish.failed(cause))?;
     }
-    netlink.add_addresses(name, addresses)?;
-    if let Some(mtu) = mtu {
+    netlink.add_addresses(name, &wish.addresses)?;
+    if let Some(mtu) = wish.mtu {
         netlink.set_mtu(name, mtu.into())?;
     }
     netlink.set_up(name)?;

@@ -55,7 +55,10 @@ pub fn leases(args: &ReportArgs) -> Result<(), Error> {
 }
 
 /// The leases of network `name`, by address; none where it is down.
-fn of_network(run_dir: &Path, name: &Name) -> Result<Vec<Lease>, Error> {
+///
+/// # Errors
+/// The list can't be read.
+pub fn of_network(run_dir: &Path, name: &Name) -> Result<Vec<Lease>, Error> {
     let path = network_dir(run_dir, name).join(files::LEASES);
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,

@@ -16,6 +16,7 @@
 //! threads enter: a tenant's networks are planned, applied and looked at in one as others are on the host, in the same plan
 //! and the same journal. Who can't confirm what moved their own way in is put back by [`confirm()`]'s other half.
 
+mod addresses;
 pub mod apply;
 mod chains;
 mod confirm;
@@ -61,9 +62,10 @@ use mended::By;
 use observe::{ObserveError, observe};
 use plan::{Clashes, Owner, Planned, Remark};
 
+pub use addresses::Addresses;
 pub use confirm::{confirm, take_back_unconfirmed};
 pub use leases::leases;
-pub use plug::{Plugged, plug};
+pub use plug::{Plugged, plug, plugged_again};
 pub use reach::reach;
 pub use script::script;
 pub use status::{StatusReport, status};

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -108,6 +108,13 @@ impl Namespace {
             setns(&self.0, CloneFlags::CLONE_NEWNET)?;
             Ok(work())
         })
+    }
+}
+
+/// Of a descriptor that is a namespace's.
+impl From<OwnedFd> for Namespace {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd.into())
     }
 }
 

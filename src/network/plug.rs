@@ -12,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::apply;
 use super::inventory::Inventory;
-use super::journal::{RunDir, RunDirError};
+use super::journal::{Record, RunDir, RunDirError};
 use super::mended::By;
 use super::plan::{Planned, network_dir};
 use super::{Error, PortsByPlace, confirm, make_so, ports, records_of, with_run_dir};
@@ -51,9 +51,36 @@ pub fn plug(host: &HostArgs, config: &Config, names: &BTreeSet<Name>) -> Result<
             record.for_guests = true;
         }
         run_dir.save()?;
-        let lock = |name: &Name| Ok((name.clone(), lock(run_dir, name, FlockArg::LockShared)?));
-        let locks = names.iter().map(lock).collect::<Result<_, RunDirError>>()?;
-        Ok(plugged(locks))
+        Ok(plugged(shared_locks(run_dir, names)?))
+    })
+}
+
+/// Networks `names`, which a guest is on that another has brought up for it; those that are down by now are none of its any
+/// more.
+///
+/// # Errors
+/// The run directory can't be used.
+pub fn plugged_again(host: &HostArgs, names: &BTreeSet<Name>) -> Result<Plugged, Error> {
+    with_run_dir(host, |run_dir, _| {
+        let networks = &run_dir.journal.networks;
+        let tenants: BTreeSet<_> = names
+            .iter()
+            .filter_map(|name| networks.get(name)?.tenant.as_ref())
+            .collect();
+        let is_router = |record: &Record| {
+            record
+                .router_of
+                .as_ref()
+                .is_some_and(|it| tenants.contains(it))
+        };
+        let there = networks
+            .iter()
+            .filter(|(name, record)| names.contains(*name) || is_router(record));
+        let names = there.map(|(name, _)| name.clone()).collect();
+        Ok(Plugged {
+            host: host.clone(),
+            locks: shared_locks(run_dir, &names)?,
+        })
     })
 }
 
@@ -109,6 +136,14 @@ fn is_unused(
     let alone = lock(run_dir, name, FlockArg::LockExclusiveNonblock).is_ok();
     let of_bridges = of_bridges.beside(&run_dir.journal, name)?;
     Ok(alone && ports(&run_dir.journal, of_bridges, name).is_empty())
+}
+
+fn shared_locks(
+    run_dir: &RunDir,
+    names: &BTreeSet<Name>,
+) -> Result<Vec<(Name, Flock<File>)>, RunDirError> {
+    let lock = |name: &Name| Ok((name.clone(), lock(run_dir, name, FlockArg::LockShared)?));
+    names.iter().map(lock).collect()
 }
 
 fn lock(run_dir: &RunDir, name: &Name, how: FlockArg) -> Result<Flock<File>, RunDirError> {

@@ -4,6 +4,7 @@
 use std::io;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::apply::netlink::{Netlink, NetlinkError};
@@ -43,7 +44,7 @@ pub struct Attached {
 }
 
 /// The link of a NIC, by its name and what it is a port of.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
     /// Its name.
     pub link: IfName,

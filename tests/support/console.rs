@@ -177,6 +177,11 @@ impl Console {
         self.wait()
     }
 
+    /// Waits for ringtap to end by itself.
+    pub fn ends(mut self) {
+        self.wait();
+    }
+
     /// The process started: ringtap, for `ip netns exec` becomes what it runs.
     pub fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id() as i32)

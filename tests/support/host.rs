@@ -4,15 +4,17 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use ringtap::config::{Config, Nic, NicVlans, Rates};
 use ringtap::types::{MacAddr, QueuePairs};
 use tempfile::TempDir;
 
-use super::netns::{Netns, bounded, difference, require};
+use super::netns::{BOUND, Netns, bounded, difference, require, wait};
 
 /// A pretend host with a file and a place for the run directory.
 pub struct Host {
@@ -182,12 +184,25 @@ fn tree(dir: &Path) -> String {
 
 /// Kills what `command` starts, `delay` after it has said this many lines.
 pub fn kill_after(command: &mut Command, lines: usize, delay: Duration) {
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
-    for _ in 0..lines {
-        said.next().unwrap().unwrap();
-    }
+    let mut child = after_lines(command, lines);
     thread::sleep(delay);
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// Sends `signal` to what `command` starts once it has said this many lines, or is done; how it ended.
+pub fn interrupt_after(command: &mut Command, lines: usize, signal: Signal) -> ExitStatus {
+    let mut child = after_lines(command, lines);
+    let _ = kill(Pid::from_raw(child.id() as i32), signal);
+    wait(&mut child, BOUND).expect("its end")
+}
+
+/// What `command` starts, once it has said this many lines; nobody listens to the others.
+fn after_lines(command: &mut Command, lines: usize) -> Child {
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+    for _ in 0..lines {
+        said.next().expect("another line").unwrap();
+    }
+    child
 }

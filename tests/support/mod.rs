@@ -16,6 +16,7 @@ pub mod netns;
 pub mod nic;
 pub mod ovs;
 pub mod party;
+pub mod terminal;
 pub mod testpmd;
 pub mod transfer;
 pub mod web;

@@ -1,0 +1,169 @@
+//! What a backend has counted, as it tells: Prometheus text over HTTP on a unix socket in its guest's directory.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// A backend answers within microseconds, or not at all.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a queue has counted, by name; with a dot where there are kinds: `dropped.over_mtu`.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct QueueCounters {
+    /// virtio's name for it, `receiveq` or `transmitq`.
+    pub queue: String,
+    /// Its pair, counted from 0.
+    pub pair: u32,
+    /// By name.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// What the backend that tells its counters on `socket` has counted.
+///
+/// # Errors
+/// It does not answer.
+pub fn of(socket: &Path) -> io::Result<Vec<QueueCounters>> {
+    ask(socket).map(|text| parse(&text))
+}
+
+/// What is not zero, in a line.
+impl std::fmt::Display for QueueCounters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let counted = self.counters.iter().filter(|(_, count)| **count > 0);
+        let words: Vec<_> = counted
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect();
+        let words = match words.is_empty() {
+            true => "nothing yet".to_owned(),
+            false => words.join(", "),
+        };
+        write!(f, "{} {}: {words}", self.queue, self.pair)
+    }
+}
+
+/// The text that the backend behind `socket` answers with.
+fn ask(socket: &Path) -> io::Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    match answer.split_once("\r\n\r\n") {
+        Some((_, text)) => Ok(text.to_owned()),
+        None => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Every queue in Prometheus' text exposition format 0.0.4, in order of appearance.
+fn parse(text: &str) -> Vec<QueueCounters> {
+    let mut queues: Vec<QueueCounters> = Vec::new();
+    for sample in text.lines().filter_map(Sample::parse) {
+        let known = queues
+            .iter_mut()
+            .find(|it| it.queue == sample.queue && it.pair == sample.pair);
+        match known {
+            Some(queue) => {
+                queue.counters.insert(sample.name, sample.value);
+            }
+            None => queues.push(QueueCounters {
+                queue: sample.queue,
+                pair: sample.pair,
+                counters: [(sample.name, sample.value)].into(),
+            }),
+        }
+    }
+    queues
+}
+
+struct Sample {
+    name: String,
+    queue: String,
+    pair: u32,
+    value: u64,
+}
+
+impl Sample {
+    /// `ringtap_NAME_total{tap="…",pair="0",queue="…",KIND="…"} VALUE`; anything else is none.
+    fn parse(line: &str) -> Option<Self> {
+        let (metric, rest) = line.split_once('{')?;
+        let (labels, value) = rest.rsplit_once("} ")?;
+        let mut name = metric
+            .strip_prefix("ringtap_")?
+            .strip_suffix("_total")?
+            .to_owned();
+        let (mut queue, mut pair) = (None, None);
+        for (label, value) in split_labels(labels) {
+            match label {
+                "tap" => {}
+                "queue" => queue = Some(value.to_owned()),
+                "pair" => pair = value.parse().ok(),
+                _ => name = format!("{name}.{value}"),
+            }
+        }
+        Some(Self {
+            name,
+            queue: queue?,
+            pair: pair?,
+            value: value.parse().ok()?,
+        })
+    }
+}
+
+/// `a="x",b="y"` in pairs. A quote or backslash within a value has a backslash before it.
+fn split_labels(mut text: &str) -> Vec<(&str, &str)> {
+    let mut labels = Vec::new();
+    while let Some((label, rest)) = text.split_once("=\"") {
+        let mut escaped = false;
+        let end = rest.find(|c| {
+            let ends = c == '"' && !escaped;
+            escaped = c == '\\' && !escaped;
+            ends
+        });
+        let Some(end) = end else { break };
+        labels.push((label, &rest[..end]));
+        text = rest[end + 1..].trim_start_matches(',');
+    }
+    labels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_gathered_by_queue() {
+        let text = "# HELP ringtap_frames_total Frames moved.\n\
+            ringtap_frames_total{tap=\"a,\\\"}\",pair=\"0\",queue=\"receiveq\"} 7\n\
+            ringtap_frames_total{tap=\"a\",pair=\"1\",queue=\"receiveq\"} 8\n\
+            ringtap_dropped_total{tap=\"a\",pair=\"0\",queue=\"receiveq\",reason=\"over_mtu\"} 0\n\
+            process_cpu_seconds_total 3\n";
+        let queues = parse(text);
+        let lines: Vec<_> = queues.iter().map(ToString::to_string).collect();
+        assert_eq!(lines, ["receiveq 0: frames 7", "receiveq 1: frames 8"]);
+        assert_eq!(queues[0].counters["dropped.over_mtu"], 0);
+    }
+
+    #[test]
+    fn what_the_backend_renders_is_understood() {
+        let counters = crate::backend::counters::Counters::default();
+        let text = crate::backend::stats::render("t\"0", &[[counters; 2], [counters; 2]]);
+        let queues = parse(&text);
+        let names: Vec<_> = queues.iter().map(|it| (&it.queue[..], it.pair)).collect();
+        let expected = [
+            ("receiveq", 0),
+            ("transmitq", 0),
+            ("receiveq", 1),
+            ("transmitq", 1),
+        ];
+        assert_eq!(names, expected);
+        let samples = text.lines().filter(|line| !line.starts_with('#')).count();
+        let parsed: usize = queues.iter().map(|it| it.counters.len()).sum();
+        assert_eq!(parsed, samples);
+        assert_eq!(queues[0].to_string(), "receiveq 0: nothing yet");
+    }
+}

@@ -1,0 +1,236 @@
+//! How a guest comes to be watched over: made anew, or taken over from a supervisor that died.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use super::GuestError;
+use super::accel::{Accelerator, KvmSupport};
+use super::machine::{Machine, WithSerial};
+use super::nic::{HostNic, NicRecord};
+use super::qemu::{self, Version, Wiring};
+use super::run_dir::{GuestDir, Record, files};
+use super::supervise::Guarded;
+use crate::cli::HostArgs;
+use crate::config::{Config, Guest, Restart};
+use crate::network::{self, Plugged};
+use crate::programs::{self, QEMU};
+use crate::report::causes;
+use crate::types::Name;
+
+/// What QEMU is started by, again and again.
+#[derive(Debug)]
+pub struct Relaunch {
+    name: Name,
+    /// None where the file that it was started from can't be read any more.
+    guest: Option<Guest>,
+}
+
+impl Relaunch {
+    /// The guest's name.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// Whether it is to be started anew when it has ended.
+    pub fn policy(&self) -> Restart {
+        self.guest
+            .as_ref()
+            .map_or(Restart::No, |guest| guest.restart)
+    }
+
+    /// Starts QEMU for the guest, with these NICs, in its directory.
+    ///
+    /// # Errors
+    /// Something that QEMU needs is not there, or it does not start.
+    pub fn start(
+        &self,
+        nics: &BTreeMap<usize, Wiring>,
+        dir: &Path,
+    ) -> Result<WithSerial, GuestError> {
+        let Some(guest) = &self.guest else {
+            return Err(GuestError::Undefined(self.name.clone()));
+        };
+        let accel = KvmSupport::probe().choose(guest.accel)?;
+        let version = qemu_version()?;
+        check_files(guest)?;
+        if accel == Accelerator::Tcg {
+            tracing::warn!(
+                "guest {}: no usable KVM, QEMU translates (accel tcg)",
+                guest.name
+            );
+        }
+        let started = Machine::start(&qemu::argv(guest, nics, accel, version), dir);
+        started.map_err(|cause| GuestError::Machine {
+            guest: guest.name.clone(),
+            cause,
+        })
+    }
+}
+
+/// Starts the guest of this name in `config`, in the directory that `dir` gives once nothing else is wrong.
+///
+/// # Errors
+/// See [`GuestError`]; nothing is left behind then but, where QEMU has failed, the logs.
+pub fn launch(
+    host: &HostArgs,
+    config: &Config,
+    name: &Name,
+    dir: impl FnOnce() -> Result<GuestDir, GuestError>,
+) -> Result<(Guarded, UnixStream), GuestError> {
+    let guest = config.guest(name)?;
+    KvmSupport::probe().choose(guest.accel)?;
+    qemu_version()?;
+    check_files(guest)?;
+
+    let networks = guest.nics.iter().map(|nic| nic.network.clone()).collect();
+    let plugged = network::plug(host, config, &networks)?;
+    let dir = dir()?;
+    let run_dir = network::run_dir_path(&host.run_dir)?;
+    let mut guarded = Guarded {
+        machine: None,
+        nics: BTreeMap::new(),
+        plugged,
+        record: Record {
+            config: config.path().to_owned(),
+            started: 0,
+            nics: planned(config, guest, &run_dir, dir.path())?,
+        },
+        dir,
+        relaunch: Relaunch {
+            name: name.clone(),
+            guest: Some(guest.clone()),
+        },
+    };
+    guarded.dir.define(config.text())?;
+    guarded.dir.write(&guarded.record)?;
+    start_nics(config, guest, &mut guarded)?;
+    match guarded.start() {
+        Ok(serial) => Ok((guarded, serial)),
+        Err(error) => {
+            guarded.end_keeping_logs(&causes(&error));
+            Err(error)
+        }
+    }
+}
+
+/// What the NICs of `guest` are going to be made of.
+fn planned(
+    config: &Config,
+    guest: &Guest,
+    run_dir: &Path,
+    dir: &Path,
+) -> Result<BTreeMap<usize, NicRecord>, GuestError> {
+    let record = |(index, nic): (usize, &crate::config::Nic)| {
+        let network = config.network(&nic.network)?;
+        let record = NicRecord::new(guest.tap(index), index, nic, network, run_dir, dir);
+        Ok((index, record))
+    };
+    guest.nics.iter().enumerate().map(record).collect()
+}
+
+fn start_nics(config: &Config, guest: &Guest, guarded: &mut Guarded) -> Result<(), GuestError> {
+    for (index, nic) in guest.nics.iter().enumerate() {
+        let network = config.network(&nic.network)?;
+        let record = guarded.record.nics[&index].clone();
+        let started = HostNic::start(record, index, nic, network, guarded.dir.path());
+        let started = started.map_err(|cause| GuestError::Nic {
+            guest: guest.name.clone(),
+            index,
+            cause,
+        })?;
+        guarded.nics.insert(index, started);
+    }
+    Ok(())
+}
+
+/// Takes over what `dir` says that there is of the guest, with QEMU if it runs.
+///
+/// # Errors
+/// The networks' run directory can't be used; the guest runs on then as it did.
+pub fn adopt(
+    host: &HostArgs,
+    name: &Name,
+    dir: GuestDir,
+    record: Record,
+    qemu: Option<programs::Process>,
+) -> Result<(Guarded, Option<UnixStream>), GuestError> {
+    let text = fs::read_to_string(dir.file(files::DEFINITION)).unwrap_or_default();
+    let config = Config::parse(&text, &record.config);
+    let guest = config.and_then(|config| config.guest(name).cloned());
+    let guest = guest.inspect_err(|error| {
+        tracing::warn!("guest {name}: what it was started from can't be read any more: {error}");
+    });
+    let plugged = plugged_again(host, &record)?;
+    let mut nics = BTreeMap::new();
+    for (index, nic) in &record.nics {
+        let adopted = HostNic::adopt(nic.clone(), *index, dir.path());
+        match adopted {
+            Ok(adopted) => nics.extend(adopted.map(|nic| (*index, nic))),
+            // The guest has run on without, and goes on.
+            Err(error) => tracing::warn!("guest {name}: NIC {index} is lost: {}", causes(&error)),
+        }
+    }
+    let (machine, serial) = qemu.map(|qemu| Machine::adopt(qemu, dir.path())).unzip();
+    let mut guarded = Guarded {
+        machine,
+        nics,
+        plugged,
+        dir,
+        record,
+        relaunch: Relaunch {
+            name: name.clone(),
+            guest: guest.ok(),
+        },
+    };
+    if let Err(error) = guarded.save() {
+        tracing::warn!("guest {name}: {}", causes(&error));
+    }
+    Ok((guarded, serial.flatten()))
+}
+
+/// Takes away what is left of a guest whose QEMU has ended while nobody watched over it.
+///
+/// # Errors
+/// See [`GuestError`].
+pub fn clean(host: &HostArgs, dir: &GuestDir) -> Result<(), GuestError> {
+    if let Some(record) = dir.record() {
+        let plugged = plugged_again(host, &record)?;
+        for (index, nic) in &record.nics {
+            nic.clean(*index, dir.path());
+        }
+        drop(plugged);
+    }
+    Ok(dir.empty()?)
+}
+
+fn plugged_again(host: &HostArgs, record: &Record) -> Result<Plugged, GuestError> {
+    let networks: BTreeSet<Name> = record
+        .nics
+        .values()
+        .map(|nic| nic.network.clone())
+        .collect();
+    Ok(network::plugged_again(host, &networks)?)
+}
+
+/// Asks QEMU for its version, and so whether it is there at all.
+fn qemu_version() -> Result<Version, GuestError> {
+    let text = programs::run(QEMU, &["--version"], "")?;
+    Version::parse(&text).ok_or(GuestError::QemuVersion(text))
+}
+
+fn check_files(guest: &Guest) -> Result<(), GuestError> {
+    let kernel = guest.kernel.iter().map(|path| ("kernel", path));
+    let initrd = guest.initrd.iter().map(|path| ("initrd", path));
+    let disks = guest.disks.iter().map(|path| ("disk", path));
+    for (key, path) in kernel.chain(initrd).chain(disks) {
+        fs::File::open(path).map_err(|cause| GuestError::File {
+            guest: guest.name.clone(),
+            key,
+            path: path.clone(),
+            cause,
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! QEMU at work: the process, its monitor and its serial line.
+//!
+//! QEMU gets the sockets that it listens on from its supervisor, which so can connect before QEMU has come that far. The
+//! machine starts stopped, and runs once somebody listens to its console: nothing that it says is lost.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use command_fds::{CommandFdExt, FdMapping};
+use qapi::qmp;
+use thiserror::Error;
+
+use super::monitor::{Monitor, MonitorError};
+use super::peer::listen;
+use super::process::{Process, background, last_line};
+use super::qemu;
+use super::run_dir::files;
+use crate::programs::{self, QEMU};
+use crate::report::causes;
+
+/// QEMU makes a machine within a second; one that is emulated takes longer.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// One whose machine is made answers at once.
+const ADOPTION_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why QEMU does not run.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// The program can't be started.
+    #[error("{} can't be started", QEMU.name)]
+    Spawn(#[source] io::Error),
+    /// It has ended, or does not get ready.
+    #[error("QEMU does not start: {said}; its log is {}", log.display())]
+    Failed {
+        /// The last line of its log.
+        said: String,
+        /// Where that is.
+        log: PathBuf,
+    },
+    /// Its sockets.
+    #[error("QEMU's sockets in {}", dir.display())]
+    Sockets {
+        /// Where they are.
+        dir: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        cause: io::Error,
+    },
+    /// It does not do what it is told.
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+}
+
+/// A QEMU process. It is ended with this value.
+#[derive(Debug)]
+pub struct Machine {
+    /// The process.
+    pub process: Process,
+    /// Its monitor; none where it has stopped talking.
+    pub monitor: Option<Monitor>,
+}
+
+/// A machine whose serial line somebody is to listen to.
+pub type WithSerial = (Machine, UnixStream);
+
+impl Machine {
+    /// Starts QEMU with these words in the guest's directory `dir`, and has its CPUs run.
+    ///
+    /// # Errors
+    /// See [`MachineError`].
+    pub fn start(words: &[std::ffi::OsString], dir: &Path) -> Result<WithSerial, MachineError> {
+        let sockets = |cause| MachineError::Sockets {
+            dir: dir.to_owned(),
+            cause,
+        };
+        let monitor = listen(&dir.join(files::MONITOR)).map_err(sockets)?;
+        let serial = listen(&dir.join(files::SERIAL)).map_err(sockets)?;
+        let log = dir.join(files::QEMU_LOG);
+        let mut command = background(Path::new(QEMU.name), &log).map_err(sockets)?;
+        command.args(words).arg("-D").arg(&log);
+        let handed = [
+            (OwnedFd::from(monitor), qemu::MONITOR_FD),
+            (OwnedFd::from(serial), qemu::SERIAL_FD),
+        ];
+        hand_over(&mut command, handed);
+        let process = Process::spawn(&mut command).map_err(MachineError::Spawn)?;
+        drop(command); // and with it our copies of what it listens on
+        let failed = |process: Process| {
+            drop(process); // what it says last is in the log once it has ended
+            MachineError::Failed {
+                said: last_line(&log),
+                log: log.clone(),
+            }
+        };
+        let serial = UnixStream::connect(dir.join(files::SERIAL)).map_err(sockets)?;
+        let connected = Monitor::connect(&dir.join(files::MONITOR), &process, START_LIMIT);
+        let begun = connected.and_then(|mut monitor| {
+            monitor.execute(&qmp::cont {})?;
+            Ok(monitor)
+        });
+        let monitor = match begun {
+            Err(MonitorError::Silent(_)) => return Err(failed(process)),
+            begun => begun?,
+        };
+        let machine = Self {
+            process,
+            monitor: Some(monitor),
+        };
+        Ok((machine, serial))
+    }
+
+    /// Takes over `process`, which another has started in `dir`, with its serial line if that can be had.
+    pub fn adopt(process: programs::Process, dir: &Path) -> (Self, Option<UnixStream>) {
+        let process = Process::from(process);
+        let serial = UnixStream::connect(dir.join(files::SERIAL));
+        let serial = serial.inspect_err(|error| tracing::warn!("no serial line: {error}"));
+        let monitor = Monitor::connect(&dir.join(files::MONITOR), &process, ADOPTION_LIMIT);
+        let begun = monitor.and_then(|mut monitor| {
+            let status = monitor.execute(&qmp::query_status {})?;
+            if status.status == qmp::RunState::prelaunch {
+                monitor.execute(&qmp::cont {})?;
+            }
+            Ok(monitor)
+        });
+        // One that does not talk runs on: whoever wants its end gets it.
+        let monitor = begun.inspect_err(|error| tracing::warn!("{}", causes(error)));
+        let machine = Self {
+            process,
+            monitor: monitor.ok(),
+        };
+        (machine, serial.ok())
+    }
+
+    /// The QEMU that was started in `dir`, if it runs.
+    pub fn running(dir: &Path) -> Option<programs::Process> {
+        let log = dir.join(files::QEMU_LOG);
+        programs::Process::with_arguments(&["-D", log.to_str()?])
+    }
+}
+
+/// Has `command` inherit these descriptors by these numbers.
+fn hand_over(command: &mut Command, all: impl IntoIterator<Item = (OwnedFd, i32)>) {
+    let mappings = all.into_iter().map(|(parent_fd, child_fd)| FdMapping {
+        parent_fd,
+        child_fd,
+    });
+    let mapped = command.fd_mappings(mappings.collect());
+    mapped.expect("each has a number of its own");
+}

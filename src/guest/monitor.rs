@@ -1,0 +1,186 @@
+//! QEMU's monitor: QMP over a socket (QEMU's docs/interop/qmp-spec, qemu-qmp-ref).
+//!
+//! A line is a message. Commands wait for their answers, which QEMU gives at once unless it hangs; events that come
+//! meanwhile are kept for [`Monitor::events`]. QEMU serves one client at a time, and the next once that has gone.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use qapi::qmp::{Event, QapiCapabilities, qmp_capabilities};
+use qapi::{Command, Execute};
+use serde_json::Value;
+use thiserror::Error;
+
+use super::process::Process;
+
+/// QEMU answers within milliseconds, unless the host is very busy or QEMU is stopped.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// An answer is longer than this only if QEMU has gone mad.
+const LINE_LIMIT: usize = 16 << 20;
+
+/// Why QEMU did not do something.
+#[derive(Debug, Error)]
+pub enum MonitorError {
+    /// It has refused.
+    #[error("QEMU refuses {command}: {reason}")]
+    Refused {
+        /// The command.
+        command: &'static str,
+        /// In its own words.
+        reason: String,
+    },
+    /// It does not answer, or has ended.
+    #[error("QEMU's monitor does not answer")]
+    Silent(#[from] io::Error),
+}
+
+/// A connection to QEMU's monitor.
+#[derive(Debug)]
+pub struct Monitor {
+    stream: UnixStream,
+    /// What has come of lines that nobody has looked at yet.
+    bytes: Vec<u8>,
+    events: VecDeque<Event>,
+}
+
+impl Monitor {
+    /// Connects to the socket of `qemu`, and waits for as long as `limit` until its machine is made: only then does it greet.
+    ///
+    /// # Errors
+    /// QEMU ends before that, or takes longer.
+    pub fn connect(path: &Path, qemu: &Process, limit: Duration) -> Result<Self, MonitorError> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_nonblocking(true)?;
+        let mut monitor = Self {
+            stream,
+            bytes: Vec::new(),
+            events: VecDeque::new(),
+        };
+        let greeting = monitor.line(limit, Some(qemu))?;
+        let _: QapiCapabilities = serde_json::from_slice(&greeting).map_err(io::Error::from)?;
+        monitor.execute(&qmp_capabilities { enable: None })?;
+        Ok(monitor)
+    }
+
+    /// Has QEMU do `command`.
+    ///
+    /// # Errors
+    /// It refuses, or does not answer.
+    pub fn execute<C: Command>(&mut self, command: &C) -> Result<C::Ok, MonitorError> {
+        let answer = self.ask(C::NAME, &Execute::<&C>::from(command))?;
+        Ok(serde_json::from_value(answer).map_err(io::Error::from)?)
+    }
+
+    /// The events that have come; empty where none has.
+    ///
+    /// # Errors
+    /// QEMU has ended, or ended the connection.
+    pub fn events(&mut self) -> io::Result<Vec<Event>> {
+        while let Some(line) = self.try_line()? {
+            self.sort(&line)?;
+        }
+        Ok(self.events.drain(..).collect())
+    }
+
+    fn ask(
+        &mut self,
+        command: &'static str,
+        request: &impl serde::Serialize,
+    ) -> Result<Value, MonitorError> {
+        let mut text = serde_json::to_vec(request).map_err(io::Error::from)?;
+        text.push(b'\n');
+        // A request is smaller than any socket's buffer.
+        self.stream.write_all(&text)?;
+        loop {
+            let line = self.line(PATIENCE, None)?;
+            let Some(mut answer) = self.sort(&line)? else {
+                continue;
+            };
+            if let Some(error) = answer.get("error") {
+                let reason = error["desc"].as_str().unwrap_or("it does not say why");
+                return Err(MonitorError::Refused {
+                    command,
+                    reason: reason.to_owned(),
+                });
+            }
+            return Ok(answer["return"].take());
+        }
+    }
+
+    /// The message of a line if it is an answer; an event is kept, and one that is not known is none of ours.
+    fn sort(&mut self, line: &[u8]) -> io::Result<Option<Value>> {
+        let message: Value = serde_json::from_slice(line)?;
+        if message.get("event").is_none() {
+            return Ok(Some(message));
+        }
+        match serde_json::from_value(message) {
+            Ok(event) => self.events.push_back(event),
+            Err(error) => tracing::debug!("an event of QEMU's is not known: {error}"),
+        }
+        Ok(None)
+    }
+
+    /// The next line, once it is there; until `qemu` ends, if that is given.
+    fn line(&mut self, limit: Duration, qemu: Option<&Process>) -> io::Result<Vec<u8>> {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(line) = self.try_line()? {
+                return Ok(line);
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            let ready = match qemu {
+                Some(qemu) => qemu.wait_with(&[self.stream.as_fd()], left)?,
+                None => readable(&self.stream, left)?,
+            };
+            if !ready {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            // A connection that QEMU has not taken yet outlives it.
+            if let Some(qemu) = qemu
+                && qemu.wait_with(&[], Duration::ZERO)?
+                && let Ok(None) = self.try_line()
+            {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    /// The next line if it has come whole.
+    fn try_line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            if let Some(end) = self.bytes.iter().position(|byte| *byte == b'\n') {
+                return Ok(Some(self.bytes.drain(..=end).collect()));
+            }
+            let mut some = [0; 4096];
+            match self.stream.read(&mut some) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => self.bytes.extend_from_slice(&some[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            if self.bytes.len() > LINE_LIMIT {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+        }
+    }
+}
+
+impl AsRawFd for Monitor {
+    /// Readable when events have come.
+    fn as_raw_fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+}
+
+fn readable(stream: &UnixStream, limit: Duration) -> io::Result<bool> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
+    let mut fds = [PollFd::new(stream, PollFlags::IN)];
+    Ok(rustix::io::retry_on_intr(|| poll(&mut fds, Some(&limit)))? > 0)
+}

@@ -1,0 +1,301 @@
+//! Guests in the background: started, listed, used, stopped; their supervisors killed and taken over from.
+
+mod support;
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use support::console::Console;
+use support::host::{Said, said};
+use support::lab::{Lab, tiny, tiny_guest};
+use support::netns::{difference, until};
+
+const ADDRESS: &str = "192.168.100.10";
+
+/// A lab whose host is to be as it was when the test is over.
+struct World {
+    lab: Lab,
+    before: String,
+}
+
+impl World {
+    /// With a guest `web1`, whose section has `more` in it.
+    fn new(more: &str) -> Self {
+        let lab = Lab::new();
+        lab.configure(
+            &tiny("web1", 10, &[]).replace("[guests.web1]\n", &format!("[guests.web1]\n{more}\n")),
+        );
+        let before = lab.host.snapshot();
+        Self { lab, before }
+    }
+
+    fn ringtap(&self, words: &str) -> Said {
+        said(&mut self.lab.ringtap(words))
+    }
+
+    fn list(&self) -> Vec<Value> {
+        serde_json::from_str(&self.ringtap("list --json").succeeded()).unwrap()
+    }
+
+    /// What `list` says of web1.
+    fn web1(&self) -> Value {
+        let mut all = self.list();
+        assert_eq!(all.len(), 1, "{all:?}");
+        all.remove(0)
+    }
+
+    /// At the console of web1, once that has booted.
+    fn console(&self) -> Console {
+        Console::boot(&mut self.lab.ringtap("console web1"))
+    }
+
+    fn kill(&self, words: &[&str]) {
+        let pids = self.lab.pids(words);
+        assert_eq!(pids.len(), 1, "{words:?}: {pids:?}");
+        kill(Pid::from_raw(pids[0]), Signal::SIGKILL).unwrap();
+        until("its end", || !self.lab.pids(words).contains(&pids[0]));
+    }
+
+    fn answers(&self) -> bool {
+        let ping = self
+            .lab
+            .host
+            .attempt(&format!("ping -n -c 1 -W 1 {ADDRESS}"));
+        ping.status.success()
+    }
+
+    #[track_caller]
+    fn nothing_is_left(&self) {
+        assert_eq!(difference(&self.before, &self.lab.host.snapshot()), "");
+        assert_eq!(self.lab.host.pids(), [0; 0]);
+        assert!(!self.lab.run_dir().exists());
+    }
+}
+
+const SUPERVISOR: [&str; 2] = ["supervise", "web1"];
+const BACKEND: [&str; 1] = ["backend --socket-path"];
+const QEMU: [&str; 1] = ["memory-backend-memfd"];
+
+#[test]
+fn a_guest_is_started_listed_used_and_stopped() {
+    let world = World::new("");
+    assert_eq!(world.web1()["state"], "stopped");
+    world
+        .ringtap("console web1")
+        .failed(1, &["does not run", "ringtap start web1"]);
+    world.ringtap("start web1").succeeded();
+    assert!(
+        world
+            .ringtap("start web1")
+            .succeeded()
+            .contains("runs already")
+    );
+    world
+        .ringtap("run web1")
+        .failed(1, &["guest web1 is running already"]);
+
+    let mut console = world.console();
+    console.run(&format!("ping -c 1 -s 1000 {}", support::lab::INTERNET));
+    let web1 = world.web1();
+    assert_eq!(web1["state"], "running");
+    assert_eq!(web1["pid"], world.lab.pids(&QEMU)[0]);
+    let nic = &web1["nics"][0];
+    assert_eq!(
+        (&nic["network"], &nic["queue_pairs"]),
+        (&"default".into(), &1.into())
+    );
+    assert_eq!(nic["addresses"], serde_json::json!([ADDRESS]));
+    assert!(nic["rx_bytes"].as_u64() > Some(1000), "{nic}");
+    assert!(nic["tx_bytes"].as_u64() > Some(1000), "{nic}");
+    let table = world.ringtap("list").succeeded();
+    for word in ["GUEST", "web1", "running", "default", ADDRESS] {
+        assert!(table.contains(word), "no {word} in\n{table}");
+    }
+
+    // Another person sees what the console has said before, and both see what it says now.
+    let mut other = world.console();
+    other.run("echo to-''both");
+    console.wait_for("to-both", Duration::from_secs(30));
+    drop(other);
+    console.run("true");
+
+    let said = world.ringtap("stop web1").succeeded();
+    assert!(said.contains("web1: powered off"), "{said}");
+    console.ends();
+    assert!(
+        world
+            .ringtap("stop web1")
+            .succeeded()
+            .contains("does not run")
+    );
+    world.nothing_is_left();
+}
+
+/// Ctrl-] leaves a console, and all other keys are the guest's.
+#[test]
+fn a_terminal_is_the_guests_but_for_one_key() {
+    let world = World::new("");
+    world.ringtap("start web1").succeeded();
+    drop(world.console());
+    let mut person = support::terminal::Person::start(world.lab.ringtap("console web1"));
+    person.wait_for("tiny: ready");
+    person.types("sleep 1000\r");
+    person.types("\x03"); // Ctrl-C
+    person.types("echo still-''here\r");
+    person.wait_for("still-here");
+    assert!(person.has_raw_terminal());
+    person.types("\x1d");
+    assert!(person.ends().success());
+    assert!(!person.has_raw_terminal());
+    assert!(world.answers());
+    world.ringtap("stop web1").succeeded();
+
+    let mut person = support::terminal::Person::start(world.lab.ringtap("run web1"));
+    person.wait_for("tiny: ready");
+    person.types("\x1d");
+    assert!(person.ends().success());
+    person.wait_for("ringtap console web1");
+    assert!(world.answers());
+    world.ringtap("stop web1").succeeded();
+    world.nothing_is_left();
+}
+
+#[test]
+fn a_guest_whose_supervisor_was_killed_runs_on_and_is_taken_over() {
+    let world = World::new("");
+    world.ringtap("start web1").succeeded();
+    drop(world.console());
+    let qemu = world.lab.pids(&QEMU);
+
+    // By a command that looks.
+    world.kill(&SUPERVISOR);
+    assert!(world.answers());
+    assert_eq!(world.web1()["state"], "running");
+    assert_eq!(world.lab.pids(&SUPERVISOR).len(), 1);
+
+    // With a backend that died meanwhile.
+    world.kill(&SUPERVISOR);
+    world.kill(&BACKEND);
+    assert!(!world.answers());
+    let said = world.ringtap("start web1").succeeded();
+    assert!(said.contains("watching over it again"), "{said}");
+    until("the guest answers again", || world.answers());
+    world.kill(&BACKEND);
+    until("the guest answers again", || world.answers());
+
+    // The console goes on, with what it said before.
+    let mut console = world.console();
+    console.run("true");
+    assert_eq!(world.lab.pids(&QEMU), qemu);
+
+    // By the command that stops it.
+    world.kill(&SUPERVISOR);
+    console.ends();
+    let said = world.ringtap("stop web1").succeeded();
+    assert!(said.contains("web1: powered off"), "{said}");
+    world.nothing_is_left();
+}
+
+#[test]
+fn what_a_guest_has_left_that_ended_unseen_goes() {
+    let world = World::new("");
+    for words in ["status", "rm web1", "stop web1"] {
+        world.ringtap("start web1").succeeded();
+        world.kill(&SUPERVISOR);
+        world.ringtap("rm --all").succeeded();
+        assert_eq!(world.lab.pids(&QEMU).len(), 1);
+        world.kill(&QEMU);
+        world.ringtap(words);
+        world.ringtap("rm --all").succeeded(); // the logs of what has failed
+        world.nothing_is_left();
+    }
+    world.ringtap("start web1").succeeded();
+    world.kill(&SUPERVISOR);
+    world.kill(&QEMU);
+    world.kill(&BACKEND);
+    world.ringtap("start web1").succeeded();
+    drop(world.console());
+    assert!(world.answers());
+    world.ringtap("stop web1").succeeded();
+    world.nothing_is_left();
+}
+
+#[test]
+fn a_guest_that_is_always_to_run_is_started_anew() {
+    let world = World::new("restart = \"always\"");
+    world.ringtap("start web1").succeeded();
+    drop(world.console());
+    world.kill(&QEMU);
+    until("another QEMU", || world.lab.pids(&QEMU).len() == 1);
+    until("the guest answers again", || world.answers());
+    // Also when it powers itself off.
+    let before = world.lab.pids(&QEMU);
+    let mut console = Console::start(&mut world.lab.ringtap("console web1"));
+    console.type_line("poweroff");
+    until("another QEMU", || {
+        let now = world.lab.pids(&QEMU);
+        now.len() == 1 && now != before
+    });
+    until("the guest answers again", || world.answers());
+    let said = world.ringtap("stop web1").succeeded();
+    assert!(said.contains("web1: powered off"), "{said}");
+    world.nothing_is_left();
+}
+
+#[test]
+fn one_that_fails_leaves_its_reason_and_its_logs() {
+    let world = World::new("");
+    let [kernel, ..] = tiny_guest();
+    let bad = format!(
+        "[guests.web1]\nmemory = \"256M\"\nkernel = {kernel:?}\nqemu-args = [\"-nonsense\"]\nnics = [{{ network = \"default\" }}]\n"
+    );
+    world.lab.configure(&bad);
+    let log = world.lab.run_dir().join("guests/web1/qemu.log");
+    let path = log.to_str().unwrap();
+    world
+        .ringtap("start web1")
+        .failed(1, &["-nonsense: invalid option", path]);
+    assert!(fs::read_to_string(&log).unwrap().contains("-nonsense"));
+    let web1 = world.web1();
+    assert_eq!(web1["state"], "failed");
+    assert!(web1["failure"].as_str().unwrap().contains("-nonsense"));
+    assert!(world.ringtap("list").succeeded().contains("failed"));
+    world.ringtap("rm web1").succeeded();
+    world.nothing_is_left();
+}
+
+/// A machine without anything to boot has nobody who hears its power button.
+#[test]
+fn one_that_does_not_power_off_is_killed_and_that_is_said() {
+    let world = World::new("");
+    world
+        .lab
+        .configure("[guests.web1]\nmemory = \"256M\"\nnics = [{ network = \"default\" }]\n");
+    world.ringtap("start web1").succeeded();
+    world.ringtap("rm web1").failed(1, &["is running already"]);
+    let said = world.ringtap("stop web1 --timeout 2").succeeded();
+    assert!(
+        said.contains("web1: killed") && said.contains("2 s"),
+        "{said}"
+    );
+    world.nothing_is_left();
+}
+
+/// `ringtap start` that is asked to end before its guest runs leaves nothing of it.
+#[test]
+fn a_start_that_is_interrupted_leaves_nothing() {
+    let world = World::new("");
+    for lines in [1, 6, 12] {
+        let mut command: Command = world.lab.ringtap("start web1");
+        let ended = support::host::interrupt_after(&mut command, lines, Signal::SIGTERM);
+        let started = ended.code() == Some(0);
+        if started {
+            world.ringtap("stop web1 --timeout 0").succeeded();
+        }
+        world.nothing_is_left();
+    }
+}
