@@ -73,6 +73,12 @@ pub const QEMU: Tool = Tool {
     package: "qemu-system-x86",
 };
 
+/// Disk images.
+pub const QEMU_IMG: Tool = Tool {
+    name: "qemu-img",
+    package: "qemu-utils",
+};
+
 /// Why a program did not do its work.
 #[derive(Debug, Error)]
 pub enum ToolError {

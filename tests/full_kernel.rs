@@ -57,7 +57,9 @@ fn vhost_net_in_a_guest() {
         "virtio-net-pci,netdev=beside,mac=52:54:00:00:00:99",
     ];
     let lab = Lab::new();
-    lab.configure(&tiny("web1", 10, &ARGS));
+    // Who makes a tap is root.
+    let guest = tiny("web1", 10, &ARGS);
+    lab.configure(&guest.replace("[guests.web1]\n", "[guests.web1]\nuser = \"root\"\n"));
     let mut guest = Console::start(&mut lab.ringtap("run web1"));
     until("QEMU's tap", || {
         lab.host

@@ -1,18 +1,20 @@
 //! Guests of the file: their types, and how they are read.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::addresses::Addresses;
-use super::network::{Mode, Network, Rates};
+use super::cloud_init::CloudInit;
+use super::disk::Disk;
+use super::network::{Mode, Network, Rates, read_mtu};
 use super::problem::suggest;
 use super::reader::{Reader, Section};
-use super::uplink;
 use super::values::Memory;
 use super::{Read, ReadMap, all, parse_each, read_count, section_name};
-use crate::types::{IfName, MacAddr, Name, QueuePairs, VlanId};
+use super::{cloud_init, disk, uplink};
+use crate::types::{IfName, MacAddr, Mtu, Name, QueuePairs, VlanId};
 
 /// So many pairs of queues a NIC has at most, unless the file says otherwise.
 const MOST_PAIRS: u16 = 8;
@@ -26,8 +28,12 @@ pub struct Guest {
     pub cpus: u16,
     /// RAM.
     pub memory: Memory,
-    /// Disk images, in order.
-    pub disks: Vec<PathBuf>,
+    /// Whether the memory is made of the host's huge pages.
+    pub hugepages: bool,
+    /// Disks, in order.
+    pub disks: Vec<Disk>,
+    /// What starts before what is on the disks.
+    pub firmware: Firmware,
     /// A kernel to boot directly.
     pub kernel: Option<PathBuf>,
     /// The initial RAM disk of `kernel`.
@@ -38,6 +44,12 @@ pub struct Guest {
     pub nics: Vec<Nic>,
     /// What runs the virtual CPUs.
     pub accel: Accel,
+    /// Where its screen can be seen, by VNC; it has one only then.
+    pub vnc: Option<SocketAddr>,
+    /// What cloud-init in it is told, if it is told anything.
+    pub cloud_init: Option<CloudInit>,
+    /// As whom QEMU runs, if not as somebody of its own.
+    pub user: Option<String>,
     /// Whether it is started anew when it has ended.
     pub restart: Restart,
     /// Whether it is one of those that are started when the host is.
@@ -50,6 +62,46 @@ impl Guest {
     /// The name of the tap on the host behind NIC number `index`, counted from 0.
     pub fn tap(&self, index: usize) -> IfName {
         IfName::for_tap(&self.name, index)
+    }
+}
+
+/// What starts a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Firmware {
+    /// SeaBIOS.
+    #[default]
+    Bios,
+    /// OVMF.
+    Uefi,
+}
+
+impl FromStr for Firmware {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "bios" => Ok(Self::Bios),
+            "uefi" => Ok(Self::Uefi),
+            _ => Err(format!("unknown firmware {text:?}")),
+        }
+    }
+}
+
+/// What QEMU's `-serial` leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum ConsoleKind {
+    #[default]
+    Serial,
+}
+
+impl FromStr for ConsoleKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "serial" => Ok(Self::Serial),
+            _ => Err(format!("unknown console {text:?}")),
+        }
     }
 }
 
@@ -67,6 +119,8 @@ pub struct Nic {
     /// Its MAC address; derived from the guest's name and the NIC's number unless the file has one. An ipvtap has its
     /// uplink's instead.
     pub mac: MacAddr,
+    /// The largest packet that the guest is told, if not its network's.
+    pub mtu: Option<Mtu>,
     /// How many pairs of queues it has.
     pub queue_pairs: QueuePairs,
     /// How much it may move, by its own word or by its network's.
@@ -182,12 +236,18 @@ fn read_guest<'t>(
     let known = [
         "cpus",
         "memory",
+        "hugepages",
         "disks",
+        "firmware",
         "kernel",
         "initrd",
         "append",
         "nics",
         "accel",
+        "console",
+        "vnc",
+        "cloud-init",
+        "user",
         "restart",
         "autostart",
         "qemu-args",
@@ -200,11 +260,13 @@ fn read_guest<'t>(
     let memory = reader
         .required(&section, "memory", "\"512M\"")
         .and_then(|text| reader.parse(&text, section.key("memory"), "write it as \"512M\""));
-    let disks = reader
-        .text_list(&section, "disks")
-        .iter()
-        .filter_map(|disk| reader.resolve(disk, section.key("disks")))
-        .collect();
+    let disks = disk::read_all(reader, &section);
+    let truth = |key| reader.boolean(&section, key).is_some_and(|it| it.value);
+    let firmware = read_choice(reader, &section, "firmware", &["bios", "uefi"]);
+    let _: ConsoleKind = read_choice(reader, &section, "console", &["serial"]);
+    let vnc = read_vnc(reader, &section);
+    let cloud_init = cloud_init::read(reader, &section, name.as_str());
+    let user = reader.text(&section, "user");
     let kernel = reader.path(&section, "kernel");
     let initrd = reader.path(&section, "initrd");
     let append = reader.text(&section, "append");
@@ -220,9 +282,6 @@ fn read_guest<'t>(
     }
     let accel = read_choice(reader, &section, "accel", &["auto", "kvm", "tcg"]);
     let restart = read_choice(reader, &section, "restart", &["no", "on-failure", "always"]);
-    let autostart = reader
-        .boolean(&section, "autostart")
-        .is_some_and(|truth| truth.value);
     let qemu_args = reader
         .text_list(&section, "qemu-args")
         .iter()
@@ -239,14 +298,19 @@ fn read_guest<'t>(
             name,
             cpus: cpus?,
             memory: memory?.value,
-            disks,
+            hugepages: truth("hugepages"),
+            disks: disks?,
+            firmware,
             kernel,
             initrd,
             append: append.map(|text| text.value.to_owned()),
             nics: nics?,
             accel,
+            vnc,
+            cloud_init,
+            user: user.map(|text| text.value.to_owned()),
             restart,
-            autostart,
+            autostart: truth("autostart"),
             qemu_args,
         })
     })();
@@ -265,6 +329,25 @@ fn read_choice<'t, T: FromStr<Err = String> + Default>(
         reader.parse(&text, section.key(key), &remedy)
     });
     read.map_or_else(T::default, |read| read.value)
+}
+
+/// The first port of VNC's.
+const VNC: u16 = 5900;
+
+/// Where the guest's screen is shown: to this host alone, since nobody is asked for a password there.
+fn read_vnc(reader: &Reader<'_>, section: &Section<'_>) -> Option<SocketAddr> {
+    let remedy = "write it as \"127.0.0.1:5901\"";
+    let address = reader.parsed::<SocketAddr>(section, "vnc", remedy)?;
+    let cause = if !address.value.ip().is_loopback() {
+        "would show the guest's screen to everybody who reaches this host"
+    } else if address.value.port() < VNC {
+        "is none of the ports of VNC, which begin at 5900"
+    } else {
+        return Some(address.value);
+    };
+    let remedy = format!("{remedy}, and let others come by ssh -L");
+    reader.problem(&address.span, section.key("vnc"), cause, remedy);
+    None
 }
 
 /// How many pairs of queues a NIC of a guest with so many CPUs has: one a CPU, as each can then use its own; beyond some the
@@ -286,6 +369,7 @@ fn read_nic<'t>(
         "ip",
         "ipv6",
         "mac",
+        "mtu",
         "queue-pairs",
         "vlan",
         "vlans",
@@ -316,6 +400,7 @@ fn read_nic<'t>(
             .ok()?,
         None => usual_pairs,
     };
+    let mtu = read_mtu(reader, table);
     let vlans = read_vlans(reader, table)?;
     let remedy = "write single addresses as \"203.0.113.7\"";
     let singles = parse_each::<IpAddr>(reader, table, "addresses", remedy)?;
@@ -354,6 +439,16 @@ fn read_nic<'t>(
             );
         }
     }
+    if let (Some(mtu), Some(network)) = (mtu, &network.value)
+        && network.mtu.is_some_and(|largest| mtu > largest)
+    {
+        reader.problem(
+            &table.span_of("mtu"),
+            table.key("mtu"),
+            format!("{mtu} is more than what network {name} carries"),
+            "write less, or a larger mtu there",
+        );
+    }
     let usual = network.value.as_ref().map(|network| network.nic_rates);
     Some(Nic {
         network: name.clone(),
@@ -361,6 +456,7 @@ fn read_nic<'t>(
         ip: addresses.ip,
         ipv6: addresses.ipv6,
         mac: mac.map_or_else(|| MacAddr::derived_from(mac_seed), |mac| mac.value),
+        mtu,
         queue_pairs,
         rates: own.or(usual.unwrap_or_default()),
         vlans,

@@ -8,8 +8,10 @@
 //! Used by the network and the guest half; touches nothing but the one file it is told to read.
 
 mod addresses;
+mod cloud_init;
 mod dhcp;
 mod dhcp_option;
+mod disk;
 mod dns;
 mod forward;
 mod guest;
@@ -35,11 +37,13 @@ use toml::de::DeTable;
 
 use crate::types::{Family, IfName, MacAddr, Name};
 use addresses::Addresses;
+pub use cloud_init::{CloudInit, SshKey, UserData};
 pub use dhcp::{Dhcp, LeaseTime, StaticLease};
 pub use dhcp_option::DhcpOption;
+pub use disk::{Disk, Format, Image};
 pub use dns::{Dns, DnsName, Forwarder, Srv, Text};
 pub use forward::{Forward, Ports, Protocol, Target};
-pub use guest::{Accel, Guest, Nic, NicVlans, Restart};
+pub use guest::{Accel, Firmware, Guest, Nic, NicVlans, Restart};
 pub use host::{BridgeNfCall, HostSettings};
 pub use network::{Ipv4, LanBridge, MacvtapMode, Mode, Network, Rates};
 use problem::suggest;
@@ -49,7 +53,7 @@ pub use route::StaticRoute;
 pub use switch::{Datapath, Switch};
 pub use tenant::TenantNet;
 pub use uplink::{Base, Bond, BondMode, Uplink};
-pub use values::{DhcpRange, Domain, Memory, Prefix, Subnet};
+pub use values::{DhcpRange, DiskSize, Domain, Memory, Prefix, Subnet};
 
 /// What the file says.
 #[derive(Debug, Clone)]

@@ -379,9 +379,7 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
     let dhcp = dhcp::read(reader, &section, subnet.as_ref().and_then(Option::as_ref));
     let dns = dns::read(reader, &section);
     let domain = reader.parsed::<Domain>(&section, "domain", "write it as \"vm.internal\"");
-    let mtu = reader
-        .integer(&section, "mtu")
-        .and_then(|number| read_mtu(reader, &section, &number));
+    let mtu = read_mtu(reader, &section);
     let nic_rates = Rates::read(reader, &section);
     let rate_in = read_gateway_rate(reader, &section, mode.as_ref(), "rate-in");
     let rate_out = read_gateway_rate(reader, &section, mode.as_ref(), "rate-out");
@@ -674,7 +672,9 @@ fn read_ipvtap<'t>(reader: &Reader<'t>, section: &Section<'t>, shim: bool) -> Op
     Some(Mode::Ipvtap { uplink, shim })
 }
 
-fn read_mtu<'t>(reader: &Reader<'t>, section: &Section<'t>, number: &At<i64>) -> Option<Mtu> {
+/// The `mtu` of a network or NIC.
+pub(super) fn read_mtu(reader: &Reader<'_>, section: &Section<'_>) -> Option<Mtu> {
+    let number = reader.integer(section, "mtu")?;
     let mtu = u32::try_from(number.value)
         .ok()
         .and_then(|mtu| Mtu::try_from(mtu).ok());

@@ -22,6 +22,12 @@ pub(super) struct At<T> {
     pub span: Range<usize>,
 }
 
+/// An item of a list that may be either.
+pub(super) enum Item<'t> {
+    Text(At<&'t str>),
+    Table(Section<'t>),
+}
+
 /// The text and the problems found in it so far.
 pub(super) struct Reader<'t> {
     text: &'t str,
@@ -194,6 +200,28 @@ impl<'t> Reader<'t> {
                 self.as_table(item, format!("{}[{index}]", section.key(key)))
             })
             .collect()
+    }
+
+    /// The texts and tables in the list at `key`, which is to have nothing else.
+    pub(super) fn mixed_list(
+        &self,
+        section: &Section<'t>,
+        key: &str,
+        expected: &str,
+    ) -> Vec<Item<'t>> {
+        let list = self.list(section, key).iter().enumerate();
+        list.filter_map(|(index, value)| {
+            let path = format!("{}[{index}]", section.key(key));
+            match value.get_ref() {
+                DeValue::String(_) => self.as_text(value, path).map(Item::Text),
+                DeValue::Table(_) => self.as_table(value, path).map(Item::Table),
+                _ => {
+                    self.wrong_type(value, path, expected, "\"…\" or { … }");
+                    None
+                }
+            }
+        })
+        .collect()
     }
 
     /// The text at `key`, if it is there.

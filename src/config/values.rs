@@ -267,24 +267,47 @@ impl FromStr for Memory {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        let bytes = || {
-            let (count, shift) = match text.as_bytes().last()? {
-                b'M' => (&text[..text.len() - 1], 20),
-                b'G' => (&text[..text.len() - 1], 30),
-                _ => return None,
-            };
-            let digits = count.bytes().all(|byte| byte.is_ascii_digit());
-            let count: u64 = count.parse().ok().filter(|_| digits)?;
-            count.checked_mul(1 << shift)
-        };
         // 1 TiB: beyond that it is a slip of the keyboard on the hosts ringtap is for.
-        bytes()
+        parse_size(text, b"MG")
             .filter(|bytes| (1 << 24..=1 << 40).contains(bytes))
             .map(Self)
             .ok_or_else(|| {
                 InvalidValue::new(text, "a memory size, such as 512M or 2G (16M to 1024G)")
             })
     }
+}
+
+/// The size of a disk, a whole number of MiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DiskSize(u64);
+
+impl DiskSize {
+    /// The size in bytes.
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for DiskSize {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        parse_size(text, b"MGT")
+            .filter(|bytes| (1 << 20..=64 << 40).contains(bytes))
+            .map(Self)
+            .ok_or_else(|| InvalidValue::new(text, "a size, such as 20G or 1T (1M to 64T)"))
+    }
+}
+
+/// Bytes, from a whole number and one of these units, each 1024 times the one before.
+fn parse_size(text: &str, units: &[u8]) -> Option<u64> {
+    let (unit, digits) = text.as_bytes().split_last()?;
+    let shift = 20 + 10 * units.iter().position(|it| it == unit)?;
+    if !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let count: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    count.checked_mul(1 << shift)
 }
 
 impl fmt::Display for Memory {
@@ -347,6 +370,11 @@ mod tests {
             "é",
         ] {
             assert!(bad.parse::<Memory>().is_err(), "{bad}");
+        }
+        assert_eq!("2T".parse::<DiskSize>().unwrap().bytes(), 2 << 40);
+        assert_eq!("1M".parse::<DiskSize>().unwrap().bytes(), 1 << 20);
+        for bad in ["0M", "65T", "1K", "1P", "18446744073709551615T"] {
+            assert!(bad.parse::<DiskSize>().is_err(), "{bad}");
         }
     }
 }

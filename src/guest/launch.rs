@@ -5,13 +5,20 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use thiserror::Error;
+
 use super::GuestError;
 use super::accel::{Accelerator, KvmSupport};
-use super::machine::{Machine, WithSerial};
+use super::handed::Handed;
+use super::host_memory::{self, MemoryError};
+use super::machine::{self, Machine, MachineError, WithSerial};
 use super::nic::{HostNic, NicRecord};
-use super::qemu::{self, Version, Wiring};
+use super::qemu::{self, Files, Parts, SocketFds, Version, Wiring};
 use super::run_dir::{GuestDir, Record, files};
+use super::seed::{self, SeedError};
+use super::storage::{self, StorageError};
 use super::supervise::Guarded;
+use super::user::{User, UserError};
 use crate::cli::HostArgs;
 use crate::config::{Config, Guest, Restart};
 use crate::network::{self, Plugged};
@@ -24,7 +31,7 @@ use crate::types::Name;
 pub struct Relaunch {
     name: Name,
     /// None where the file that it was started from can't be read any more.
-    guest: Option<Guest>,
+    config: Option<Config>,
 }
 
 impl Relaunch {
@@ -35,9 +42,9 @@ impl Relaunch {
 
     /// Whether it is to be started anew when it has ended.
     pub fn policy(&self) -> Restart {
-        self.guest
-            .as_ref()
-            .map_or(Restart::No, |guest| guest.restart)
+        let config = self.config.as_ref();
+        let guest = config.and_then(|it| it.guests.get(&self.name));
+        guest.map_or(Restart::No, |guest| guest.restart)
     }
 
     /// Starts QEMU for the guest, with these NICs, in its directory.
@@ -47,26 +54,95 @@ impl Relaunch {
     pub fn start(
         &self,
         nics: &BTreeMap<usize, Wiring>,
-        dir: &Path,
+        dir: &GuestDir,
     ) -> Result<WithSerial, GuestError> {
-        let Some(guest) = &self.guest else {
-            return Err(GuestError::Undefined(self.name.clone()));
-        };
+        let config = self.config.as_ref();
+        let config = config.ok_or_else(|| GuestError::Undefined(self.name.clone()))?;
+        let guest = config.guest(&self.name)?;
+        let of_guest = |cause| of_guest(guest, cause);
         let accel = KvmSupport::probe().choose(guest.accel)?;
-        let version = qemu_version()?;
-        check_files(guest)?;
         if accel == Accelerator::Tcg {
             tracing::warn!(
                 "guest {}: no usable KVM, QEMU translates (accel tcg)",
                 guest.name
             );
         }
-        let started = Machine::start(&qemu::argv(guest, nics, accel, version), dir);
-        started.map_err(|cause| GuestError::Machine {
-            guest: guest.name.clone(),
-            cause,
-        })
+        let user = user(guest, accel).map_err(of_guest)?;
+        dir.open_to(user.group())?;
+        host_memory::check(guest).map_err(|cause| of_guest(cause.into()))?;
+        let mut handed = Handed::default();
+        let (sockets, files) = hand(config, guest, dir, &user, &mut handed).map_err(of_guest)?;
+        let parts = Parts {
+            nics,
+            files: &files,
+            sockets,
+            accel,
+            version: qemu_version()?,
+        };
+        let words = qemu::argv(guest, &parts);
+        let started = Machine::start(&words, handed, &user, dir.path());
+        started.map_err(|cause| of_guest(cause.into()))
     }
+}
+
+/// Opens all that the QEMU of `guest` inherits.
+fn hand(
+    config: &Config,
+    guest: &Guest,
+    dir: &GuestDir,
+    user: &User,
+    handed: &mut Handed,
+) -> Result<(SocketFds, Files), StartError> {
+    let sockets = machine::sockets(dir.path(), handed)?;
+    let mut files = storage::open(guest, dir.path(), user.is_root(), handed)?;
+    let seed = seed::make(config, guest)?;
+    files.seed = seed.map(|disk| handed.add(disk));
+    Ok((sockets, files))
+}
+
+/// Why a guest's QEMU is not started.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// It does not run.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The guest's files.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// What cloud-init is told.
+    #[error(transparent)]
+    Seed(#[from] SeedError),
+    /// As whom it runs.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// The host's memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+fn of_guest(guest: &Guest, cause: StartError) -> GuestError {
+    GuestError::Start {
+        guest: guest.name.clone(),
+        cause,
+    }
+}
+
+fn user(guest: &Guest, accel: Accelerator) -> Result<User, StartError> {
+    Ok(User::of(&guest.name, guest.user.as_deref(), accel)?)
+}
+
+/// Looks at all that starting `guest` of `config` needs and that can be looked at before anything is touched.
+fn check(config: &Config, guest: &Guest) -> Result<(), GuestError> {
+    let accel = KvmSupport::probe().choose(guest.accel)?;
+    qemu_version()?;
+    let look = || {
+        let user = user(guest, accel)?;
+        host_memory::check(guest)?;
+        storage::check(guest, user.is_root())?;
+        seed::make(config, guest)?;
+        Ok(())
+    };
+    look().map_err(|cause| of_guest(guest, cause))
 }
 
 /// Starts the guest of this name in `config`, in the directory that `dir` gives once nothing else is wrong.
@@ -80,9 +156,7 @@ pub fn launch(
     dir: impl FnOnce() -> Result<GuestDir, GuestError>,
 ) -> Result<(Guarded, UnixStream), GuestError> {
     let guest = config.guest(name)?;
-    KvmSupport::probe().choose(guest.accel)?;
-    qemu_version()?;
-    check_files(guest)?;
+    check(config, guest)?;
 
     let networks = guest.nics.iter().map(|nic| nic.network.clone()).collect();
     let plugged = network::plug(host, config, &networks)?;
@@ -100,7 +174,7 @@ pub fn launch(
         dir,
         relaunch: Relaunch {
             name: name.clone(),
-            guest: Some(guest.clone()),
+            config: Some(config.clone()),
         },
     };
     guarded.dir.define(config.text())?;
@@ -158,8 +232,7 @@ pub fn adopt(
 ) -> Result<(Guarded, Option<UnixStream>), GuestError> {
     let text = fs::read_to_string(dir.file(files::DEFINITION)).unwrap_or_default();
     let config = Config::parse(&text, &record.config);
-    let guest = config.and_then(|config| config.guest(name).cloned());
-    let guest = guest.inspect_err(|error| {
+    let config = config.inspect_err(|error| {
         tracing::warn!("guest {name}: what it was started from can't be read any more: {error}");
     });
     let plugged = plugged_again(host, &record)?;
@@ -181,7 +254,7 @@ pub fn adopt(
         record,
         relaunch: Relaunch {
             name: name.clone(),
-            guest: guest.ok(),
+            config: config.ok(),
         },
     };
     if let Err(error) = guarded.save() {
@@ -218,19 +291,4 @@ fn plugged_again(host: &HostArgs, record: &Record) -> Result<Plugged, GuestError
 fn qemu_version() -> Result<Version, GuestError> {
     let text = programs::run(QEMU, &["--version"], "")?;
     Version::parse(&text).ok_or(GuestError::QemuVersion(text))
-}
-
-fn check_files(guest: &Guest) -> Result<(), GuestError> {
-    let kernel = guest.kernel.iter().map(|path| ("kernel", path));
-    let initrd = guest.initrd.iter().map(|path| ("initrd", path));
-    let disks = guest.disks.iter().map(|path| ("disk", path));
-    for (key, path) in kernel.chain(initrd).chain(disks) {
-        fs::File::open(path).map_err(|cause| GuestError::File {
-            guest: guest.name.clone(),
-            key,
-            path: path.clone(),
-            cause,
-        })?;
-    }
-    Ok(())
 }

@@ -3,22 +3,22 @@
 //! QEMU gets the sockets that it listens on from its supervisor, which so can connect before QEMU has come that far. The
 //! machine starts stopped, and runs once somebody listens to its console: nothing that it says is lost.
 
+use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-use command_fds::{CommandFdExt, FdMapping};
 use qapi::qmp;
 use thiserror::Error;
 
+use super::handed::Handed;
 use super::monitor::{Monitor, MonitorError};
 use super::peer::listen;
 use super::process::{Process, background, last_line};
-use super::qemu;
+use super::qemu::SocketFds;
 use super::run_dir::files;
+use super::user::User;
 use crate::programs::{self, QEMU};
 use crate::report::causes;
 
@@ -68,26 +68,45 @@ pub struct Machine {
 /// A machine whose serial line somebody is to listen to.
 pub type WithSerial = (Machine, UnixStream);
 
+/// Makes the sockets in the guest's directory `dir` that QEMU listens on, for `handed` to hand over.
+///
+/// # Errors
+/// Those of `bind`.
+pub fn sockets(dir: &Path, handed: &mut Handed) -> Result<SocketFds, MachineError> {
+    let mut listen_at = |name| {
+        let listening = listen(&dir.join(name));
+        let listening = listening.map_err(|cause| MachineError::Sockets {
+            dir: dir.to_owned(),
+            cause,
+        });
+        listening.map(|listening| handed.add(listening))
+    };
+    Ok(SocketFds {
+        monitor: listen_at(files::MONITOR)?,
+        serial: listen_at(files::SERIAL)?,
+    })
+}
+
 impl Machine {
-    /// Starts QEMU with these words in the guest's directory `dir`, and has its CPUs run.
+    /// Starts QEMU with these words and descriptors in the guest's directory `dir`, as `user`, and has its CPUs run.
     ///
     /// # Errors
     /// See [`MachineError`].
-    pub fn start(words: &[std::ffi::OsString], dir: &Path) -> Result<WithSerial, MachineError> {
+    pub fn start(
+        words: &[OsString],
+        handed: Handed,
+        user: &User,
+        dir: &Path,
+    ) -> Result<WithSerial, MachineError> {
         let sockets = |cause| MachineError::Sockets {
             dir: dir.to_owned(),
             cause,
         };
-        let monitor = listen(&dir.join(files::MONITOR)).map_err(sockets)?;
-        let serial = listen(&dir.join(files::SERIAL)).map_err(sockets)?;
         let log = dir.join(files::QEMU_LOG);
         let mut command = background(Path::new(QEMU.name), &log).map_err(sockets)?;
         command.args(words).arg("-D").arg(&log);
-        let handed = [
-            (OwnedFd::from(monitor), qemu::MONITOR_FD),
-            (OwnedFd::from(serial), qemu::SERIAL_FD),
-        ];
-        hand_over(&mut command, handed);
+        handed.over(&mut command);
+        user.runs(&mut command);
         let process = Process::spawn(&mut command).map_err(MachineError::Spawn)?;
         drop(command); // and with it our copies of what it listens on
         let failed = |process: Process| {
@@ -141,14 +160,4 @@ impl Machine {
         let log = dir.join(files::QEMU_LOG);
         programs::Process::with_arguments(&["-D", log.to_str()?])
     }
-}
-
-/// Has `command` inherit these descriptors by these numbers.
-fn hand_over(command: &mut Command, all: impl IntoIterator<Item = (OwnedFd, i32)>) {
-    let mappings = all.into_iter().map(|(parent_fd, child_fd)| FdMapping {
-        parent_fd,
-        child_fd,
-    });
-    let mapped = command.fd_mappings(mappings.collect());
-    mapped.expect("each has a number of its own");
 }

@@ -19,6 +19,8 @@ mod accel;
 mod commands;
 mod control;
 mod counters;
+mod handed;
+mod host_memory;
 mod hub;
 mod launch;
 mod list;
@@ -31,18 +33,20 @@ mod process;
 mod qemu;
 mod readiness;
 mod run_dir;
+mod seed;
 mod status;
+mod storage;
 mod supervise;
 mod supervisor;
 mod terminal;
+mod user;
 
 use std::io;
-use std::path::PathBuf;
 
 use thiserror::Error;
 
 use accel::NoKvm;
-use machine::MachineError;
+use launch::StartError;
 use nic::NicError;
 use run_dir::GuestDirError;
 
@@ -71,19 +75,6 @@ pub enum GuestError {
     /// QEMU's version can't be told.
     #[error("QEMU's --version can't be understood: {0:?}")]
     QemuVersion(String),
-    /// A file the guest starts from can't be read.
-    #[error("guest {guest}: {key} {path} can't be read: name a file that exists and may be read")]
-    File {
-        /// The guest.
-        guest: Name,
-        /// The key in the file.
-        key: &'static str,
-        /// The file it names.
-        path: PathBuf,
-        /// The kernel's answer.
-        #[source]
-        cause: io::Error,
-    },
     /// The guest's directory, or its lock.
     #[error(transparent)]
     RunDir(#[from] GuestDirError),
@@ -101,14 +92,14 @@ pub enum GuestError {
         #[source]
         cause: NicError,
     },
-    /// QEMU does not run.
+    /// QEMU is not started.
     #[error("guest {guest}")]
-    Machine {
+    Start {
         /// The guest.
         guest: Name,
         /// Why.
         #[source]
-        cause: MachineError,
+        cause: StartError,
     },
     /// The file that it was started from is gone or can't be understood.
     #[error(

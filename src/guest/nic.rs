@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use command_fds::CommandFdExt;
+use rustix::fs::Mode as FileMode;
+use rustix::process::umask;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -41,6 +43,14 @@ pub enum NicError {
     /// The namespace of the network's tenant can't be entered.
     #[error("the network namespace of the tenant can't be entered (which needs CAP_SYS_ADMIN)")]
     Namespace(#[source] io::Error),
+    /// Its MTU is more than that of the network it is on.
+    #[error("mtu = {wanted}, but its network carries {link} bytes: write {link} or less")]
+    Mtu {
+        /// What the file says.
+        wanted: Mtu,
+        /// What the link has.
+        link: u32,
+    },
     /// Its ipvtap can't be made.
     #[error(transparent)]
     Ipvtap(#[from] IpvtapError),
@@ -259,6 +269,12 @@ impl HostNic {
         dir: &Path,
     ) -> Result<Self, NicError> {
         let (port, attached) = make(&record.plug, nic, network)?;
+        if let Some(wanted) = nic.mtu.filter(|mtu| u32::from(*mtu) > attached.mtu) {
+            return Err(NicError::Mtu {
+                wanted,
+                link: attached.mtu,
+            });
+        }
         let log = dir.join(format!("nic{index}.log"));
         let backend = start_and_wait(&record, &port, &log)?;
         if let Port::Ipvtap(ipvtap) = &port {
@@ -268,7 +284,7 @@ impl HostNic {
             socket: socket(dir, index),
             mac: record.mac,
             queue_pairs: record.queue_pairs,
-            mtu: host_mtu(network, attached.mtu),
+            mtu: nic.mtu.or_else(|| host_mtu(network, attached.mtu)),
             checksums: attached.checksums,
         });
         Ok(Self {
@@ -426,5 +442,9 @@ fn spawn(
             .fd_mappings(handed)
             .map_err(|error| NicError::Spawn(io::Error::other(error)))?;
     }
-    Process::spawn(&mut command).map_err(NicError::Spawn)
+    // Its sockets are its group's as well, by the directory: QEMU's.
+    let usual = umask(FileMode::RWXO);
+    let spawned = Process::spawn(&mut command);
+    umask(usual);
+    spawned.map_err(NicError::Spawn)
 }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::accel::Accelerator;
-use crate::config::Guest;
+use crate::config::{Format, Guest};
 use crate::types::{MacAddr, Mtu, QueuePairs};
 
 /// QEMU's version, as far as ringtap cares.
@@ -47,10 +48,70 @@ impl Version {
     }
 }
 
-/// The descriptor by which QEMU has the socket of its monitor.
-pub const MONITOR_FD: RawFd = 3;
-/// The descriptor by which it has the socket of its serial line.
-pub const SERIAL_FD: RawFd = 4;
+/// The files that QEMU inherits open, each by its descriptor.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Files {
+    /// A kernel to boot directly.
+    pub kernel: Option<RawFd>,
+    /// Its initial RAM disk.
+    pub initrd: Option<RawFd>,
+    /// The disks, in order.
+    pub disks: Vec<DiskFiles>,
+    /// UEFI's code, and the guest's variables of it.
+    pub firmware: Option<[RawFd; 2]>,
+    /// What cloud-init reads.
+    pub seed: Option<RawFd>,
+}
+
+/// The files of a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskFiles {
+    /// Its image and, each after that over which it is an overlay, those beneath.
+    pub layers: Vec<Layer>,
+    /// Whether it is only read.
+    pub readonly: bool,
+}
+
+/// An image of a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// Its descriptor.
+    pub fd: RawFd,
+    /// What is in it.
+    pub format: Format,
+    /// Whether it is a block device.
+    pub is_device: bool,
+}
+
+/// The descriptors of the sockets that QEMU listens on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketFds {
+    /// Of its monitor.
+    pub monitor: RawFd,
+    /// Of the serial line.
+    pub serial: RawFd,
+}
+
+/// What a guest's command line is made of besides the guest.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    /// Its NICs, by number.
+    pub nics: &'a BTreeMap<usize, Wiring>,
+    /// Its files.
+    pub files: &'a Files,
+    /// Its sockets.
+    pub sockets: SocketFds,
+    /// What runs its CPUs.
+    pub accel: Accelerator,
+    /// Whose command line it is.
+    pub version: Version,
+}
+
+/// What QEMU can't do: whatever has no use any more, becoming another user, starting programs, taking more of the CPUs.
+const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
+/// The port of VNC's first display.
+const VNC: u16 = 5900;
 
 /// So many NICs can be added while the guest runs.
 const SPARE_PORTS: usize = 4;
@@ -70,25 +131,24 @@ pub struct Wiring {
     pub checksums: bool,
 }
 
-/// The words after the program's name that run `guest` with these NICs, by number: stopped until the monitor says otherwise.
-pub fn argv(
-    guest: &Guest,
-    nics: &BTreeMap<usize, Wiring>,
-    accel: Accelerator,
-    version: Version,
-) -> Vec<OsString> {
+/// The words after the program's name that run `guest`: stopped until the monitor says otherwise.
+pub fn argv(guest: &Guest, parts: &Parts<'_>) -> Vec<OsString> {
     let mut args = Args::default();
-    args.machine(guest, accel);
-    args.boot(guest);
-    for (index, disk) in guest.disks.iter().enumerate() {
-        args.disk(index, disk);
+    args.machine(guest, parts);
+    args.boot(guest, parts.files);
+    for (index, disk) in parts.files.disks.iter().enumerate() {
+        args.disk(&format!("disk{index}"), disk);
     }
-    let ports = nics.keys().next_back().map_or(0, |last| last + 1) + SPARE_PORTS;
-    args.ports(ports);
-    for (index, nic) in nics {
-        args.nic(*index, nic, guest, accel, version);
+    if let Some(fd) = parts.files.seed {
+        args.seed(fd);
     }
-    args.console();
+    let last = parts.nics.keys().next_back();
+    args.ports(last.map_or(0, |last| last + 1) + SPARE_PORTS);
+    for (index, nic) in parts.nics {
+        args.nic(*index, nic, guest, parts);
+    }
+    args.screen(guest.vnc);
+    args.sockets(parts.sockets);
     args.0.extend(guest.qemu_args.iter().map(OsString::from));
     args.0
 }
@@ -103,12 +163,25 @@ impl Args {
     }
 
     /// `-nodefaults`: what the guest has is what the file says. Memory is a memfd that backends map as well.
-    fn machine(&mut self, guest: &Guest, accel: Accelerator) {
-        let memory = guest.memory.bytes();
+    fn machine(&mut self, guest: &Guest, parts: &Parts<'_>) {
+        let (memory, accel) = (guest.memory.bytes(), parts.accel);
         self.0
             .extend(["-nodefaults", "-no-user-config"].map(OsString::from));
         self.option("-name", format!("guest={0},process=qemu-{0}", guest.name));
-        self.option("-machine", "q35,memory-backend=memory");
+        let mut machine = "q35,memory-backend=memory".to_owned();
+        if let Some([code, variables]) = parts.files.firmware {
+            self.add_fd(code);
+            self.add_fd(variables);
+            for (name, fd, readonly) in [("code", code, "on"), ("variables", variables, "off")] {
+                let file = format!(
+                    "driver=file,node-name={name},filename=/dev/fdset/{fd},read-only={readonly}"
+                );
+                self.option("-blockdev", file);
+            }
+            machine.push_str(",pflash0=code,pflash1=variables");
+        }
+        self.option("-machine", machine);
+        self.option("-sandbox", SANDBOX);
         match accel {
             Accelerator::Kvm => {
                 self.option("-accel", "kvm");
@@ -118,45 +191,86 @@ impl Args {
         }
         self.option("-smp", cpus(guest.cpus, accel));
         self.option("-m", format!("{}M", memory >> 20));
+        // Of huge pages there may be none left later: the guest gets all of them before it starts.
+        let huge = match guest.hugepages {
+            true => ",hugetlb=on,prealloc=on",
+            false => "",
+        };
         self.option(
             "-object",
-            format!("memory-backend-memfd,id=memory,size={memory},share=on"),
+            format!("memory-backend-memfd,id=memory,size={memory},share=on{huge}"),
         );
+        // By which the guest's kernel tells that it has panicked.
+        self.option("-device", "pvpanic-pci");
     }
 
-    fn boot(&mut self, guest: &Guest) {
-        if let Some(kernel) = &guest.kernel {
-            self.option("-kernel", kernel);
-        }
-        if let Some(initrd) = &guest.initrd {
-            self.option("-initrd", initrd);
+    /// The kernel is opened again by the name of its descriptor.
+    fn boot(&mut self, guest: &Guest, files: &Files) {
+        for (option, fd) in [("-kernel", files.kernel), ("-initrd", files.initrd)] {
+            if let Some(fd) = fd {
+                self.option(option, format!("/proc/self/fd/{fd}"));
+            }
         }
         if let Some(append) = &guest.append {
             self.option("-append", append);
         }
     }
 
-    fn disk(&mut self, index: usize, path: &Path) {
-        let driver = match path.extension() {
-            Some(extension) if extension == "qcow2" => "qcow2",
-            _ => "raw",
-        };
-        let mut blockdev = OsString::from(format!(
-            "driver={driver},node-name=disk{index},file.driver=file,file.filename="
-        ));
-        blockdev.push(escaped(path));
-        self.option("-blockdev", blockdev);
-        self.option("-device", format!("virtio-blk-pci,drive=disk{index}"));
+    /// Lets block devices open `/dev/fdset/FD`.
+    fn add_fd(&mut self, fd: RawFd) {
+        self.option("-add-fd", format!("fd={fd},set={fd}"));
     }
 
-    fn nic(
-        &mut self,
-        index: usize,
-        nic: &Wiring,
-        guest: &Guest,
-        accel: Accelerator,
-        version: Version,
-    ) {
+    /// From the lowest layer up: each names the one beneath.
+    fn disk(&mut self, id: &str, disk: &DiskFiles) {
+        let mut beneath = None;
+        for (depth, layer) in disk.layers.iter().enumerate().rev() {
+            let name = match depth {
+                0 => id.to_owned(),
+                _ => format!("{id}-base{depth}"),
+            };
+            let readonly = match depth == 0 && !disk.readonly {
+                true => "off,discard=unmap",
+                false => "on",
+            };
+            let driver = match layer.is_device {
+                true => "host_device",
+                false => "file",
+            };
+            let fd = layer.fd;
+            self.add_fd(fd);
+            let file = format!(
+                "driver={driver},node-name={name}-file,filename=/dev/fdset/{fd},read-only={readonly}"
+            );
+            self.option("-blockdev", file);
+            let mut image = format!(
+                "driver={},node-name={name},file={name}-file,read-only={readonly}",
+                layer.format.name()
+            );
+            if let Some(beneath) = beneath {
+                image.push_str(&format!(",backing={beneath}"));
+            }
+            self.option("-blockdev", image);
+            beneath = Some(name);
+        }
+        self.option("-device", format!("virtio-blk-pci,drive={id}"));
+    }
+
+    fn seed(&mut self, fd: RawFd) {
+        let layer = Layer {
+            fd,
+            format: Format::Raw,
+            is_device: false,
+        };
+        let disk = DiskFiles {
+            layers: vec![layer],
+            readonly: true,
+        };
+        self.disk("seed", &disk);
+    }
+
+    fn nic(&mut self, index: usize, nic: &Wiring, guest: &Guest, parts: &Parts<'_>) {
+        let (accel, version) = (parts.accel, parts.version);
         let mut socket = OsString::from(format!(
             "socket,id=nic{index},{},path=",
             version.reconnect()
@@ -199,10 +313,25 @@ impl Args {
         }
     }
 
-    /// The supervisor listens to what these say.
-    fn console(&mut self) {
+    /// A screen, a keyboard and a pointer where somebody can see and use them.
+    fn screen(&mut self, vnc: Option<SocketAddr>) {
         self.option("-display", "none");
-        for (id, fd) in [("monitor", MONITOR_FD), ("console", SERIAL_FD)] {
+        if let Some(address) = vnc {
+            let display = address.port().saturating_sub(VNC);
+            let ip = match address.ip() {
+                IpAddr::V4(ip) => ip.to_string(),
+                IpAddr::V6(ip) => format!("[{ip}]"),
+            };
+            self.option("-vnc", format!("{ip}:{display}"));
+            for device in ["VGA", "qemu-xhci", "usb-tablet", "usb-kbd"] {
+                self.option("-device", device);
+            }
+        }
+    }
+
+    /// The supervisor listens to what these say.
+    fn sockets(&mut self, fds: SocketFds) {
+        for (id, fd) in [("monitor", fds.monitor), ("console", fds.serial)] {
             let socket = format!("socket,id={id},fd={fd},server=on,wait=off");
             self.option("-chardev", socket);
         }
@@ -266,7 +395,29 @@ mod tests {
             mtu: None,
             checksums: true,
         };
-        let words = argv(guest, &[(0, nic)].into(), accel, version);
+        let layer = |fd| Layer {
+            fd,
+            format: Format::Qcow2,
+            is_device: false,
+        };
+        let files = Files {
+            disks: vec![DiskFiles {
+                layers: vec![layer(5), layer(6)],
+                readonly: false,
+            }],
+            ..Files::default()
+        };
+        let parts = Parts {
+            nics: &[(0, nic)].into(),
+            files: &files,
+            sockets: SocketFds {
+                monitor: 3,
+                serial: 4,
+            },
+            accel,
+            version,
+        };
+        let words = argv(guest, &parts);
         let words: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
         words.join(" ")
     }
@@ -312,11 +463,40 @@ mod tests {
 
     #[test]
     fn a_comma_in_a_path_stays_in_the_path() {
-        let guest = guest("disks = [\"/srv/a,b.qcow2\"]");
-        let line = line(&guest, 1, Accelerator::Tcg, OLD);
+        let line = line(&guest(""), 1, Accelerator::Tcg, OLD);
         assert!(line.contains("path=/run/a,,b/nic0.sock"), "{line}");
-        assert!(line.contains("driver=qcow2"), "{line}");
-        assert!(line.contains("file.filename=/srv/a,,b.qcow2"), "{line}");
+    }
+
+    #[test]
+    fn an_overlay_names_what_is_beneath_and_no_file_is_opened_by_name() {
+        let line = line(&guest(""), 1, Accelerator::Tcg, OLD);
+        let beneath = "driver=qcow2,node-name=disk0-base1,file=disk0-base1-file,read-only=on ";
+        assert!(line.contains(beneath), "{line}");
+        let top = "driver=qcow2,node-name=disk0,file=disk0-file,read-only=off,discard=unmap,backing=disk0-base1 ";
+        assert!(line.contains(top), "{line}");
+        for fd in [5, 6] {
+            assert!(
+                line.contains(&format!("-add-fd fd={fd},set={fd} ")),
+                "{line}"
+            );
+            assert!(
+                line.contains(&format!("filename=/dev/fdset/{fd},")),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn huge_pages_are_had_before_the_guest_starts() {
+        let line = line(&guest("hugepages = true"), 1, Accelerator::Kvm, NEW);
+        assert!(line.contains("hugetlb=on,prealloc=on"), "{line}");
+    }
+
+    #[test]
+    fn a_screen_is_there_where_somebody_can_see_it() {
+        assert!(!line(&guest(""), 1, Accelerator::Kvm, NEW).contains("vnc"));
+        let line = line(&guest("vnc = \"[::1]:5903\""), 1, Accelerator::Kvm, NEW);
+        assert!(line.contains("-vnc [::1]:3 -device VGA"), "{line}");
     }
 
     #[test]

@@ -4,9 +4,9 @@
 //! What a guest is made of is in [`Record`], written before it is made, with the file that it was started from.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -94,7 +94,7 @@ impl GuestDir {
         let guests = run_dir.join(GUESTS);
         let path = Self::of(run_dir, guest);
         loop {
-            let made_run_dir = make(&[(run_dir, 0o755), (&guests, 0o711), (&path, 0o711)])?;
+            let made_run_dir = make(&[(run_dir, 0o755), (&guests, 0o711), (&path, 0o700)])?;
             let Some(lock) = try_lock(&path, guest)? else {
                 continue;
             };
@@ -132,6 +132,21 @@ impl GuestDir {
     /// A file in it.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// Lets the group of this number, QEMU's, use what is in it that it knows by name; new sockets are the group's.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn open_to(&self, group: u32) -> Result<(), GuestDirError> {
+        let open = || {
+            chown(&self.path, None, Some(group))?;
+            fs::set_permissions(&self.path, Permissions::from_mode(0o2710))
+        };
+        open().map_err(|cause| GuestDirError::Kernel {
+            path: self.path.clone(),
+            cause,
+        })
     }
 
     /// What the guest is made of that is there already; none where there is nothing of it.

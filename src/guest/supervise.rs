@@ -115,7 +115,7 @@ impl Guarded {
         let wiring = wiring
             .filter_map(|nic| Some((nic.index(), nic.wiring()?.clone())))
             .collect();
-        let (machine, serial) = self.relaunch.start(&wiring, self.dir.path())?;
+        let (machine, serial) = self.relaunch.start(&wiring, &self.dir)?;
         self.machine = Some(machine);
         self.record.started = now();
         self.save()?;

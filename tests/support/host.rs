@@ -148,6 +148,7 @@ pub fn nic(network: &str, mac: MacAddr) -> Nic {
         ipv6: None,
         addresses: Vec::new(),
         mac,
+        mtu: None,
         queue_pairs: QueuePairs::ONE,
         vlans: NicVlans::default(),
         rates: Rates::default(),

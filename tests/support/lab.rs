@@ -85,6 +85,8 @@ impl Lab {
             format!("nameserver {INTERNET}\n"),
         )
         .unwrap();
+        fs::create_dir(dir.path().join("qemu10")).unwrap();
+        fs::create_dir_all(Path::new(ROOT).join("target/qemu10")).unwrap();
         // Addresses that are being checked for duplicates would change a snapshot by themselves.
         netns::until("settled addresses", || {
             host.run("ip -6 address show tentative").is_empty()
@@ -201,30 +203,31 @@ impl Lab {
     /// The QEMU that the guests run in, on the host.
     pub fn qemu_command(&self) -> Command {
         let mut command = self.host.command("qemu-system-x86_64");
-        self.choose_qemu(&mut command);
+        self.choose_qemu(&mut command, &Path::new(ROOT).join("target"));
         command
     }
 
-    /// Lets `command` find the QEMU that the guests are to run in before any other.
-    fn choose_qemu(&self, command: &mut Command) {
+    /// Lets `command` find the QEMU that the guests are to run in, in `beneath`, before any other.
+    fn choose_qemu(&self, command: &mut Command, beneath: &Path) {
         if self.qemu == Qemu::Ten {
             let path = std::env::var("PATH").unwrap_or_default();
-            command.env("PATH", format!("{ROOT}/target/qemu10:{path}"));
+            command.env("PATH", format!("{}/qemu10:{path}", beneath.display()));
         }
     }
 
     /// `ringtap` with `words`, on the host, with the host's resolv.conf, file and run directory.
     pub fn ringtap(&self, words: &str) -> Command {
         let mut command = self.host.command("sh");
-        let resolv = self.dir.path().join("resolv.conf");
-        // In the mount namespace that `ip netns exec` has just made.
+        let dir = self.dir.path();
+        // In the mount namespace that `ip netns exec` has just made. A QEMU that is not root can't get at what lies in
+        // somebody's home.
         let script = format!(
-            "mount --bind {} /etc/resolv.conf && exec \"$@\"",
-            resolv.display()
+            "mount --bind {dir}/resolv.conf /etc/resolv.conf && mount --bind {ROOT}/target/qemu10 {dir}/qemu10 && exec \"$@\"",
+            dir = dir.display()
         );
         command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_ringtap")]);
         command.args(words.split_whitespace());
-        self.choose_qemu(&mut command);
+        self.choose_qemu(&mut command, dir);
         command.env("RINGTAP_LOG", "info"); // backends inherit it
         command
             .arg("--config")
