@@ -231,8 +231,15 @@ impl fmt::Display for Name {
 }
 
 /// How many pairs of receiveq and transmitq a NIC has, 1 to 256 (as many queues as a tap takes).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u16", into = "u16")]
 pub struct QueuePairs(u16);
+
+impl From<QueuePairs> for u16 {
+    fn from(pairs: QueuePairs) -> Self {
+        pairs.0
+    }
+}
 
 impl QueuePairs {
     /// One pair, what every driver can use.
@@ -555,7 +562,7 @@ macro_rules! serde_as_text {
 
 pub(crate) use serde_as_text;
 
-serde_as_text!(MacAddr, IfName, Name, QueuePairs);
+serde_as_text!(MacAddr, IfName, Name);
 
 /// 64-bit FNV-1a: names need a hash that stays the same over releases, which std's does not promise.
 pub fn fnv1a(text: &str) -> u64 {

@@ -68,7 +68,6 @@ impl Relaunch {
             );
         }
         let user = user(guest, accel).map_err(of_guest)?;
-        dir.open_to(user.group())?;
         host_memory::check(guest).map_err(|cause| of_guest(cause.into()))?;
         let mut handed = Handed::default();
         let (sockets, files) = hand(config, guest, dir, &user, &mut handed).map_err(of_guest)?;
@@ -131,8 +130,8 @@ fn user(guest: &Guest, accel: Accelerator) -> Result<User, StartError> {
     Ok(User::of(&guest.name, guest.user.as_deref(), accel)?)
 }
 
-/// Looks at all that starting `guest` of `config` needs and that can be looked at before anything is touched.
-fn check(config: &Config, guest: &Guest) -> Result<(), GuestError> {
+/// Looks at all that starting `guest` of `config` needs and that can be looked at before anything is touched. Gives as whom QEMU will run.
+fn check(config: &Config, guest: &Guest) -> Result<User, GuestError> {
     let accel = KvmSupport::probe().choose(guest.accel)?;
     qemu_version()?;
     let look = || {
@@ -140,7 +139,7 @@ fn check(config: &Config, guest: &Guest) -> Result<(), GuestError> {
         host_memory::check(guest)?;
         storage::check(guest, user.is_root())?;
         seed::make(config, guest)?;
-        Ok(())
+        Ok(user)
     };
     look().map_err(|cause| of_guest(guest, cause))
 }
@@ -156,11 +155,12 @@ pub fn launch(
     dir: impl FnOnce() -> Result<GuestDir, GuestError>,
 ) -> Result<(Guarded, UnixStream), GuestError> {
     let guest = config.guest(name)?;
-    check(config, guest)?;
+    let user = check(config, guest)?;
 
     let networks = guest.nics.iter().map(|nic| nic.network.clone()).collect();
     let plugged = network::plug(host, config, &networks)?;
     let dir = dir()?;
+    dir.open_to(user.group())?;
     let run_dir = network::run_dir_path(&host.run_dir)?;
     let mut guarded = Guarded {
         machine: None,

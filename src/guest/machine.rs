@@ -21,6 +21,7 @@ use super::run_dir::files;
 use super::user::User;
 use crate::programs::{self, QEMU};
 use crate::report::causes;
+use crate::types::fnv1a;
 
 /// QEMU makes a machine within a second; one that is emulated takes longer.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -104,7 +105,7 @@ impl Machine {
         };
         let log = dir.join(files::QEMU_LOG);
         let mut command = background(Path::new(QEMU.name), &log).map_err(sockets)?;
-        command.args(words).arg("-D").arg(&log);
+        command.args(words).args(["-uuid", &uuid(dir)]);
         handed.over(&mut command);
         user.runs(&mut command);
         let process = Process::spawn(&mut command).map_err(MachineError::Spawn)?;
@@ -157,7 +158,37 @@ impl Machine {
 
     /// The QEMU that was started in `dir`, if it runs.
     pub fn running(dir: &Path) -> Option<programs::Process> {
-        let log = dir.join(files::QEMU_LOG);
-        programs::Process::with_arguments(&["-D", log.to_str()?])
+        programs::Process::with_arguments(&["-uuid", &uuid(dir)])
+    }
+}
+
+/// What tells the guest with this directory from all others of this host: by it its QEMU is found, and the guest has it as
+/// its machine's UUID (RFC 9562, section 5.8: of a kind of its own).
+fn uuid(dir: &Path) -> String {
+    let path = dir.display();
+    let [high, low] =
+        ["ringtap guest", "ringtap uuid"].map(|salt| fnv1a(&format!("{salt} {path}")));
+    let (version, variant) = (0x8000 | high & 0xfff, 0x8000 | low >> 48 & 0x3fff);
+    format!(
+        "{:08x}-{:04x}-{version:04x}-{variant:04x}-{:012x}",
+        high >> 32,
+        high >> 16 & 0xffff,
+        low & 0xffff_ffff_ffff
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uuids_are_stable_sound_and_differ() {
+        let one = uuid(Path::new("/run/ringtap/guests/web1"));
+        assert_eq!(one, uuid(Path::new("/run/ringtap/guests/web1")));
+        assert_ne!(one, uuid(Path::new("/run/ringtap/guests/web2")));
+        let parts: Vec<usize> = one.split('-').map(str::len).collect();
+        assert_eq!(parts, [8, 4, 4, 4, 12]);
+        assert_eq!(&one[14..15], "8");
+        assert!(["8", "9", "a", "b"].contains(&&one[19..20]), "{one}");
     }
 }

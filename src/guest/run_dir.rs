@@ -15,11 +15,14 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::nic::NicRecord;
-use crate::network::journal::write_private;
+use crate::network::journal::{Journal, write_private};
 use crate::types::Name;
 
 /// The directory of guests' directories.
 const GUESTS: &str = "guests";
+
+/// A file there: the run directory was made for guests and their networks, and goes with the last of them.
+const RUN_DIR_IS_OURS: &str = ".run-dir-is-ours";
 
 /// What is in a guest's directory.
 pub mod files {
@@ -78,8 +81,6 @@ pub struct Record {
 pub struct GuestDir {
     guest: Name,
     path: PathBuf,
-    /// Directories above it that go when they are empty.
-    above: Vec<PathBuf>,
     /// Whether it outlives this value.
     stays: bool,
     _lock: Flock<File>,
@@ -94,16 +95,20 @@ impl GuestDir {
         let guests = run_dir.join(GUESTS);
         let path = Self::of(run_dir, guest);
         loop {
-            let made_run_dir = make(&[(run_dir, 0o755), (&guests, 0o711), (&path, 0o700)])?;
+            let made_run_dir = make(run_dir, 0o755)?;
+            // A network may have come first.
+            let is_ours =
+                || made_run_dir || Journal::read(run_dir).is_ok_and(|it| it.made_run_dir());
+            if make(&guests, 0o711)? && is_ours() {
+                let _ = File::create(guests.join(RUN_DIR_IS_OURS));
+            }
+            make(&path, 0o700)?;
             let Some(lock) = try_lock(&path, guest)? else {
                 continue;
             };
-            let mut above = vec![guests.clone()];
-            above.extend(made_run_dir.then(|| run_dir.to_owned()));
             return Ok(Self {
                 guest: guest.clone(),
                 path,
-                above,
                 stays: false,
                 _lock: lock,
             });
@@ -231,20 +236,36 @@ pub fn read_failure(dir: &Path) -> Option<String> {
     fs::read_to_string(dir.join(files::FAILURE)).ok()
 }
 
-/// Makes those directories that are not there; whether the first had to be.
-fn make(dirs: &[(&Path, u32)]) -> Result<bool, GuestDirError> {
-    let mut made_first = false;
-    for (index, (dir, mode)) in dirs.iter().enumerate() {
-        match DirBuilder::new().mode(*mode).create(dir) {
-            Ok(()) => made_first |= index == 0,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(cause) => {
-                let path = dir.to_path_buf();
-                return Err(GuestDirError::Kernel { path, cause });
-            }
-        }
+/// Makes directory `path`, whatever the umask, if it is not there; whether it had to be made.
+fn make(path: &Path, mode: u32) -> Result<bool, GuestDirError> {
+    let made = match DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => fs::set_permissions(path, Permissions::from_mode(mode)).map(|()| true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    };
+    made.map_err(|cause| GuestDirError::Kernel {
+        path: path.to_owned(),
+        cause,
+    })
+}
+
+/// Removes the directory of guests' directories if none is left, and the one above it if that is ours.
+fn tidy(guests: &Path) {
+    let entries = fs::read_dir(guests).into_iter().flatten().flatten();
+    if entries
+        .map(|entry| entry.file_name())
+        .any(|name| name != RUN_DIR_IS_OURS)
+    {
+        return;
     }
-    Ok(made_first)
+    let is_ours = fs::remove_file(guests.join(RUN_DIR_IS_OURS)).is_ok();
+    // Neither is empty while others use it.
+    if fs::remove_dir(guests).is_ok()
+        && is_ours
+        && let Some(run_dir) = guests.parent()
+    {
+        let _ = fs::remove_dir(run_dir);
+    }
 }
 
 /// The lock on directory `path`; none where that was removed meanwhile.
@@ -274,8 +295,8 @@ impl Drop for GuestDir {
         {
             tracing::warn!("what is left of guest {} stays: {error}", self.guest);
         }
-        for dir in &self.above {
-            let _ = fs::remove_dir(dir); // not empty while others use it
+        if let Some(guests) = self.path.parent() {
+            tidy(guests);
         }
     }
 }

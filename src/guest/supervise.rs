@@ -42,6 +42,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long a guest may take to power off that was asked by a signal.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Why a guest has failed that was to be taken over.
+pub const UNSEEN: &str = "QEMU ended while nobody watched over it";
+
 /// How often the power button is pressed.
 const PRESS: Duration = Duration::from_secs(5);
 
@@ -530,10 +533,7 @@ impl Supervisor {
                     _ => self.stop(Duration::ZERO, ops),
                 }
             }
-            None => {
-                let text = "QEMU ended while nobody watched over it".to_owned();
-                self.over(Ending::Failed(text), ops)
-            }
+            None => self.over(Ending::Failed(UNSEEN.to_owned()), ops),
         }
     }
 

@@ -19,9 +19,9 @@ use super::launch::{adopt, clean, launch};
 use super::machine::Machine;
 use super::process::{Ended, Process};
 use super::run_dir::{GuestDir, files, read_record};
-use super::supervise::{self as watch, Guarded, Sockets};
+use super::supervise::{self as watch, Guarded, Sockets, UNSEEN};
 use crate::cli::{HostArgs, SuperviseArgs};
-use crate::config::Config;
+use crate::config::{Config, Restart};
 use crate::network;
 use crate::report::say;
 use crate::signals::EndRequests;
@@ -63,6 +63,10 @@ impl Starting {
                 .arg(&host.run_dir);
             command.args(only_adopt.then_some("--adopt"));
             command.stdin(OwnedFd::from(theirs));
+            if only_adopt {
+                // What the command itself has to say may be for programs.
+                command.stdout(io::stderr().as_fd().try_clone_to_owned()?);
+            }
             let process = Process::spawn(&mut command)?;
             Ok(Self {
                 guest: guest.clone(),
@@ -195,7 +199,13 @@ fn begin(host: &HostArgs, name: &Name, only_adopt: bool) -> Result<Option<Begun>
                     qemu.pid
                 ));
             }
-            return adopt(host, name, locked, record, qemu).map(Some);
+            let runs = qemu.is_some();
+            let (guarded, serial) = adopt(host, name, locked, record, qemu)?;
+            if !runs && guarded.relaunch.policy() == Restart::No {
+                guarded.end_keeping_logs(UNSEEN);
+                return Ok(None);
+            }
+            return Ok(Some((guarded, serial)));
         }
         if only_adopt {
             locked.leave(); // the logs of one that has failed, say

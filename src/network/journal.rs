@@ -159,6 +159,11 @@ impl Journal {
         nothing_made && self.shared.is_empty() && self.pending.is_none()
     }
 
+    /// Whether the run directory was made for it.
+    pub fn made_run_dir(&self) -> bool {
+        self.made_run_dir
+    }
+
     /// Notes by what links `network`, which is about to come up, leaves, and whose it is.
     pub fn comes_up(&mut self, network: &Network) {
         let links = network.uplink().map(Uplink::made).unwrap_or_default();
