@@ -7,7 +7,7 @@ mod golden;
 use std::fs;
 use std::path::Path;
 
-use ringtap::config::{Accel, BridgeNfCall, Config};
+use ringtap::config::{Accel, BridgeNfCall, Config, Format, Image};
 use ringtap::types::{MacAddr, Name};
 
 #[test]
@@ -54,12 +54,20 @@ fn a_good_file_is_read_whole() {
     let web1 = config.guest(&name("web1")).unwrap();
     assert_eq!(web1.cpus, 2);
     assert_eq!(web1.memory.bytes(), 2 << 30);
-    assert_eq!(
-        web1.disks,
-        [
-            Path::new("/srv/web1.qcow2"),
-            Path::new("tests/configs/data.img")
-        ]
+    let images: Vec<_> = web1.disks.iter().map(|disk| &disk.image).collect();
+    let image = |path: &str, format| Image {
+        path: path.into(),
+        format,
+    };
+    let expected = [
+        image("/srv/web1.qcow2", Format::Qcow2),
+        image("tests/configs/data.img", Format::Raw),
+    ];
+    assert_eq!(images, expected.each_ref());
+    assert!(
+        web1.disks
+            .iter()
+            .all(|disk| !disk.is_made() && !disk.readonly)
     );
     assert_eq!(
         web1.kernel.as_deref(),
@@ -76,7 +84,7 @@ fn a_good_file_is_read_whole() {
     assert_eq!(first.queue_pairs.get(), 2);
     assert_eq!(first.mac, MacAddr::derived_from("web1/0"));
     assert_eq!(second.mac.to_string(), "52:54:00:00:00:07");
-    assert_eq!(second.queue_pairs.get(), 1);
+    assert_eq!(second.queue_pairs.get(), 2);
     let rates = [first.rates.rx, second.rates.rx, second.rates.tx];
     let rates = rates.map(|rate| rate.map(|rate| rate.to_string()));
     let [none, usual, own] = rates.each_ref().map(Option::as_deref);

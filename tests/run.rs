@@ -2,9 +2,12 @@
 
 mod support;
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Command;
 
-use support::lab::Lab;
+use support::console::Console;
+use support::lab::{Lab, tiny_guest};
 use support::netns::{bounded, difference};
 
 /// Runs `ringtap run web1` with this file, which must fail and change nothing; returns what it said.
@@ -83,23 +86,209 @@ fn a_host_without_tun_is_told_and_its_network_goes_again() {
     );
 }
 
+/// Its log stays, for a person to look at, until that person has done so.
 #[test]
-fn what_qemu_refuses_reaches_the_person_and_everything_goes_again() {
+fn what_qemu_refuses_reaches_the_person_and_all_but_its_log_goes_again() {
     let lab = Lab::new();
     lab.configure(&guest("qemu-args = [\"-nonsense\"]"));
-    let said = refusal(&lab, 1, |_| {});
-    assert!(said.contains("-nonsense: invalid option"), "{said}");
-    assert!(said.contains("QEMU ended with"), "{said}");
+    let before = lab.host.snapshot();
+    let log = lab.run_dir().join("guests/web1/qemu.log");
+    let said = bounded(&mut lab.ringtap("run web1"), "");
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    let line = format!("-nonsense: invalid option; its log is {}", log.display());
+    assert!(said.contains(&line), "{said}");
+    assert_eq!(difference(&before, &lab.host.snapshot()), "", "{said}");
+    assert!(log.exists());
+    assert!(bounded(&mut lab.ringtap("rm web1"), "").status.success());
+    assert!(!lab.run_dir().exists());
+}
+
+fn with_disk(disk: &str) -> String {
+    guest(&format!("disks = [{disk}]"))
+}
+
+fn qemu_img(words: &[&str]) {
+    let output = bounded(Command::new("qemu-img").args(words), "");
+    assert!(output.status.success(), "{output:?}");
 }
 
 #[test]
-fn a_disk_that_is_no_image_ends_with_qemus_reason() {
+fn an_image_that_is_not_there_is_named_and_what_would_make_it() {
     let lab = Lab::new();
-    let disk = lab.dir.path().join("disk.qcow2");
-    std::fs::write(&disk, "not an image").unwrap();
-    lab.configure(&guest(&format!("disks = [{disk:?}]")));
+    let path = lab.dir.path().join("disk.qcow2");
+    lab.configure(&with_disk(&format!("{path:?}")));
     let said = refusal(&lab, 1, |_| {});
+    assert!(said.contains("disk.qcow2 does not exist"), "{said}");
+    assert!(said.contains("give it a base or a size"), "{said}");
+
+    lab.configure(&with_disk(&format!(
+        "{{ path = {path:?}, base = \"/nowhere/debian.qcow2\" }}"
+    )));
+    let said = refusal(&lab, 1, |_| {});
+    assert!(
+        said.contains("base /nowhere/debian.qcow2 can't be read"),
+        "{said}"
+    );
+
+    lab.configure(&with_disk(
+        "{ path = \"/nowhere/web1.qcow2\", size = \"1G\" }",
+    ));
+    let said = refusal(&lab, 1, |_| {});
+    assert!(said.contains("there is no directory /nowhere"), "{said}");
+}
+
+#[test]
+fn an_image_of_another_format_is_refused_with_the_reason() {
+    let lab = Lab::new();
+    let path = lab.dir.path().join("disk.qcow2");
+    std::fs::write(&path, "not an image").unwrap();
+    lab.configure(&with_disk(&format!("{path:?}")));
+    let said = refusal(&lab, 1, |_| {});
+    assert!(said.contains("is no sound qcow2 image"), "{said}");
     assert!(said.contains("not in qcow2 format"), "{said}");
+}
+
+/// What a guest has written to a disk of its own is never taken for an image: it could name any file of the host's as what
+/// it is an overlay over.
+#[test]
+fn a_raw_disk_with_an_image_in_it_stays_raw() {
+    let lab = Lab::new();
+    let secret = lab.dir.path().join("secret.img");
+    std::fs::write(&secret, vec![b'x'; 1 << 20]).unwrap();
+    let path = lab.dir.path().join("disk.img");
+    let [secret, disk] = [&secret, &path].map(|path| path.to_str().unwrap());
+    qemu_img(&[
+        "create", "-q", "-f", "qcow2", "-b", secret, "-F", "raw", disk,
+    ]);
+    let [kernel, initrd, append] = tiny_guest();
+    lab.configure(&with_disk(&format!("{disk:?}")).replace(
+        "cpus = 1",
+        &format!("cpus = 1\nkernel = {kernel:?}\ninitrd = {initrd:?}\nappend = {append:?}"),
+    ));
+    let mut guest = Console::boot(&mut lab.ringtap("run web1"));
+    assert!(guest.run("head -c 3 /dev/vda").contains("QFI"));
+    assert!(guest.power_off().success());
+}
+
+#[test]
+fn an_image_in_use_is_refused() {
+    let lab = Lab::new();
+    let path = lab.dir.path().join("disk.qcow2");
+    qemu_img(&["create", "-q", "-f", "qcow2", path.to_str().unwrap(), "16M"]);
+    let disk = with_disk(&format!("{path:?}"));
+    let two = disk.replace("[guests.web1]", "[guests.web2]");
+    lab.configure(&format!("{disk}{two}"));
+    let other = bounded(&mut lab.ringtap("start web2"), "");
+    assert!(other.status.success(), "{other:?}");
+    let said = bounded(&mut lab.ringtap("run web1"), "");
+    assert_eq!(said.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(
+        said.contains("disk.qcow2 is in use by another process"),
+        "{said}"
+    );
+    assert!(
+        bounded(&mut lab.ringtap("stop web2 --timeout 0"), "")
+            .status
+            .success()
+    );
+    assert!(!lab.run_dir().exists());
+}
+
+/// An overlay is made whole or not at all, and never again.
+#[test]
+fn an_overlay_is_made_once_over_its_base_alone() {
+    let lab = Lab::new();
+    let file = |name: &str| lab.dir.path().join(name);
+    let [base, other, full] = ["base.qcow2", "other.qcow2", "full"].map(file);
+    for base in [&base, &other] {
+        qemu_img(&["create", "-q", "-f", "qcow2", base.to_str().unwrap(), "16M"]);
+    }
+    // No room: a file system of a few pages.
+    std::fs::create_dir(&full).unwrap();
+    let overlay = full.join("web1.qcow2");
+    let disk = |base: &Path| {
+        with_disk(&format!(
+            "{{ path = {overlay:?}, base = {base:?}, size = \"32M\" }}"
+        ))
+    };
+    lab.configure(&disk(&base));
+    let said = refusal(&lab, 1, |command| {
+        let words: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+        let mut covered = lab.host.command("sh");
+        let script = format!(
+            "mount -t tmpfs -o size=64k tmpfs {} && exec \"$@\"",
+            full.display()
+        );
+        covered.args(["-c", &script, "sh"]);
+        covered.args(words.into_iter().skip_while(|word| word != "sh"));
+        *command = covered;
+    });
+    assert!(said.contains("its file system is full"), "{said}");
+
+    let start = || {
+        assert!(bounded(&mut lab.ringtap("start web1"), "").status.success());
+        assert!(
+            bounded(&mut lab.ringtap("stop web1 --timeout 0"), "")
+                .status
+                .success()
+        );
+    };
+    start();
+    let made = std::fs::metadata(&overlay).unwrap();
+    assert_eq!(std::fs::read_dir(&full).unwrap().count(), 1);
+    start();
+    assert_eq!(std::fs::metadata(&overlay).unwrap().ino(), made.ino());
+    lab.configure(&disk(&other));
+    let said = refusal(&lab, 1, |_| {});
+    assert!(said.contains("base.qcow2, not over"), "{said}");
+}
+
+#[test]
+fn memory_that_the_host_lacks_is_refused() {
+    let lab = Lab::new();
+    lab.configure(&guest("").replace("256M", "1000G"));
+    let said = refusal(&lab, 1, |_| {});
+    assert!(
+        said.contains("1024000M") && said.contains("has to spare"),
+        "{said}"
+    );
+    lab.configure(&guest("hugepages = true"));
+    let said = refusal(&lab, 1, |_| {});
+    assert!(said.contains("vm.nr_hugepages="), "{said}");
+}
+
+#[test]
+fn what_the_file_says_wrong_is_told_before_anything_is_touched() {
+    let lab = Lab::new();
+    for (wrong, expected) in [
+        ("nics = [{ network = \"defalt\" }]", "did you mean"),
+        (
+            "nics = [{ network = \"default\", ip = \"192.168.101.10\" }]",
+            "192.168.101.10",
+        ),
+        (
+            "nics = [{ network = \"default\", mac = \"52:54:00:00:00:01\" }, { network = \"default\", mac = \"52:54:00:00:00:01\" }]",
+            "is already the MAC address of",
+        ),
+        ("vnc = \"0.0.0.0:5900\"", "everybody"),
+        ("restart = \"allways\"", "always"),
+        ("disks = [{ base = \"/srv/debian.qcow2\" }]", "path"),
+    ] {
+        let usual = "nics = [{ network = \"default\" }]";
+        let text = match wrong.starts_with("nics") {
+            true => guest("").replace(usual, wrong),
+            false => guest(wrong),
+        };
+        lab.configure(&text);
+        let said = refusal(&lab, 2, |_| {});
+        assert!(said.contains(expected), "{wrong}:\n{said}");
+    }
+    let forwards = "forwards = [\"tcp:2222 -> web1:22\", \"tcp:2222 -> web1:23\"]\n";
+    let web1 = guest("").replace("\"default\" }", "\"default\", ip = \"192.168.100.10\" }");
+    lab.configure(&format!("{forwards}{web1}"));
+    let said = refusal(&lab, 2, |_| {});
+    assert!(said.contains("takes a port that"), "{said}");
 }
 
 /// `ringtap run web1` where `path` is not there: covered up in the mount namespace of the command.

@@ -130,15 +130,15 @@ fn user(guest: &Guest, accel: Accelerator) -> Result<User, StartError> {
     Ok(User::of(&guest.name, guest.user.as_deref(), accel)?)
 }
 
-/// Looks at all that starting `guest` of `config` needs and that can be looked at before anything is touched. Gives as whom QEMU will run.
+/// Looks at all that starting `guest` of `config` needs and that can be looked at before the host is touched. Gives as whom QEMU will run.
 fn check(config: &Config, guest: &Guest) -> Result<User, GuestError> {
     let accel = KvmSupport::probe().choose(guest.accel)?;
     qemu_version()?;
     let look = || {
         let user = user(guest, accel)?;
         host_memory::check(guest)?;
-        storage::check(guest, user.is_root())?;
         seed::make(config, guest)?;
+        storage::prepare(guest, user.is_root())?;
         Ok(user)
     };
     look().map_err(|cause| of_guest(guest, cause))
@@ -183,7 +183,10 @@ pub fn launch(
     match guarded.start() {
         Ok(serial) => Ok((guarded, serial)),
         Err(error) => {
-            guarded.end_keeping_logs(&causes(&error));
+            let has_run = |cause: &StartError| matches!(cause, StartError::Machine(_));
+            if matches!(&error, GuestError::Start { cause, .. } if has_run(cause)) {
+                guarded.end_keeping_logs(&causes(&error));
+            }
             Err(error)
         }
     }

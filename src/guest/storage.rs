@@ -121,8 +121,8 @@ pub enum StorageError {
     Tool(#[from] ToolError),
 }
 
-/// Opens the files that `guest` starts from, and makes those of its disks that are to be made; `dir` is the guest's, and
-/// `handed` gets what QEMU is to inherit. As whom QEMU runs, root or not, is `as_root`.
+/// Opens the files that `guest` starts from, once they are [prepared](prepare); `dir` is the guest's, and `handed` gets what
+/// QEMU is to inherit. As whom QEMU runs, root or not, is `as_root`.
 ///
 /// # Errors
 /// See [`StorageError`].
@@ -139,10 +139,7 @@ pub fn open(
     };
     let kernel = by_name("kernel", &guest.kernel)?;
     let initrd = by_name("initrd", &guest.initrd)?;
-    let disks = guest.disks.iter().map(|disk| {
-        make(disk)?;
-        open_disk(disk, handed)
-    });
+    let disks = guest.disks.iter().map(|disk| open_disk(disk, handed));
     let disks = disks.collect::<Result<_, _>>()?;
     let firmware = match guest.firmware {
         Firmware::Bios => None,
@@ -157,11 +154,11 @@ pub fn open(
     })
 }
 
-/// Looks at what [`open`] will open, as far as it is there.
+/// Makes those disks of `guest` that are to be made, once all that [`open`] will open besides is seen to be there.
 ///
 /// # Errors
 /// See [`StorageError`].
-pub fn check(guest: &Guest, as_root: bool) -> Result<(), StorageError> {
+pub fn prepare(guest: &Guest, as_root: bool) -> Result<(), StorageError> {
     let mut nothing = Handed::default();
     for (key, path) in [("kernel", &guest.kernel), ("initrd", &guest.initrd)] {
         if let Some(path) = path {
@@ -178,7 +175,7 @@ pub fn check(guest: &Guest, as_root: bool) -> Result<(), StorageError> {
     if guest.firmware == Firmware::Uefi {
         ovmf()?;
     }
-    Ok(())
+    guest.disks.iter().try_for_each(make)
 }
 
 /// Opens a file that QEMU opens again, by the descriptor's name.
