@@ -7,7 +7,9 @@ mod golden;
 use std::fs;
 use std::path::Path;
 
-use ringtap::config::{Accel, BridgeNfCall, Config, Format, Image};
+use ringtap::config::{
+    Accel, BridgeNfCall, Config, Firmware, Format, Image, Restart, SshKey, UserData,
+};
 use ringtap::types::{MacAddr, Name};
 
 #[test]
@@ -91,6 +93,31 @@ fn a_good_file_is_read_whole() {
     assert_eq!((none, usual, own), (None, Some("100mbit"), Some("50kpps")));
     let small = config.guest(&name("small")).unwrap();
     assert_eq!((small.cpus, small.accel), (1, Accel::Auto));
+    assert_eq!((small.restart, small.autostart), (Restart::No, false));
+
+    let vps = config.guest(&name("vps")).unwrap();
+    assert_eq!((vps.hugepages, vps.firmware), (true, Firmware::Uefi));
+    let [disk, data] = &vps.disks[..] else {
+        panic!("{:?}", vps.disks)
+    };
+    assert_eq!(disk.image.path, Path::new("tests/configs/vps.qcow2"));
+    assert_eq!(disk.base, Some(image("/srv/debian.qcow2", Format::Qcow2)));
+    assert_eq!(disk.size.unwrap().bytes(), 20 << 30);
+    assert!(disk.is_made() && !data.is_made() && data.readonly);
+    let [nic] = &vps.nics[..] else {
+        panic!("{:?}", vps.nics)
+    };
+    assert_eq!((nic.queue_pairs.get(), nic.mtu.unwrap().get()), (8, 1500));
+    assert_eq!(vps.vnc.unwrap().port(), 5901);
+    assert_eq!((vps.restart, vps.autostart), (Restart::OnFailure, true));
+    let told = vps.cloud_init.as_ref().unwrap();
+    assert_eq!((&told.hostname[..], told.user()), ("vps", Some("admin")));
+    let UserData::Keys { ssh_keys, .. } = &told.user_data else {
+        panic!("{told:?}")
+    };
+    let text = SshKey::Text("ssh-ed25519 AAAA me@here".to_owned());
+    let file = SshKey::File("tests/configs/me.pub".into());
+    assert_eq!(*ssh_keys, [text, file]);
 }
 
 #[test]

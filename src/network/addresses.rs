@@ -1,5 +1,6 @@
 //! The addresses that guests use: those that DHCP has given them, and those that the host has seen on its bridges.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -38,11 +39,13 @@ impl Addresses {
             }
             let record = journal.networks.get(network);
             let tenant = record.and_then(|record| record.tenant.as_ref());
-            if !seen.contains_key(&tenant) {
-                let neighbours = beside(tenant, neighbours).map_err(Error::Watch)??;
-                seen.insert(tenant, neighbours);
-            }
-            for (mac, ip) in &seen[&tenant] {
+            let seen = match seen.entry(tenant) {
+                Entry::Occupied(seen) => seen.into_mut(),
+                Entry::Vacant(place) => {
+                    place.insert(beside(tenant, neighbours).map_err(Error::Watch)??)
+                }
+            };
+            for (mac, ip) in seen {
                 known.add(network, *mac, *ip);
             }
         }
