@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use support::host::{Host, Said};
 use support::kernel::is_test_host;
-use support::netns::{Netns, require, until};
+use support::netns::{Netns, require};
 
 /// All that ringtap makes without a guest: rules, a forward, addresses of both families, a server, an uplink that moves.
 const FILE: &str = "[networks.default]\nmode = \"nat\"\nsubnet = \"192.168.100.0/24\"\nipv6 = \"fd00:100::/64\"\nmtu = 1400\n\
@@ -40,9 +40,7 @@ impl World {
         host.netns
             .run("ip address add 2001:db8::2/64 dev up0 nodad");
         host.netns.run("ip route add default via 198.51.100.1");
-        until("settled addresses", || {
-            host.netns.run("ip -6 address show tentative").is_empty()
-        });
+        host.netns.settle();
         let before = host.everything();
         Self {
             host,

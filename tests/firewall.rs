@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::thread;
 
 use support::host::Host;
-use support::netns::{Netns, difference, require, until};
+use support::netns::{Netns, difference, require};
 use support::party::{PORT, Party, is_echoed, reaches, seen_by};
 
 const NETWORKS: &str = r#"
@@ -102,9 +102,7 @@ fn beside_docker(kind: &str) {
     let public = guest(&host, "rt-public", 2, 10);
     let lab = guest(&host, "rt-lab", 3, 10);
     for netns in [&host.netns, &outside.netns, &default.netns, &public.netns] {
-        until("settled addresses", || {
-            netns.run("ip -6 address show tentative").is_empty()
-        });
+        netns.settle();
     }
     let forward: SocketAddr = "198.51.100.2:2222".parse().unwrap();
     // Whether each way is open that the networks' own rules have open; what is dropped is a long wait.

@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use support::console::Console;
@@ -18,10 +19,10 @@ const BOOT: Duration = Duration::from_secs(90);
 /// CR8 while an interrupt is pending, as OVMF does all the time. There OVMF's CPU is emulated by an emulated one.
 const OVMF_BOOT: Duration = Duration::from_secs(900);
 
-/// A guest without kernel and disk, and so one that boots from the network.
-fn boot(lab: &Lab, accel: &str, qemu_args: &[&str]) -> Console {
+/// A guest without a kernel.
+fn boot(lab: &Lab, accel: &str, disks: &[&Path], qemu_args: &[&str]) -> Console {
     lab.configure(&format!(
-        "[guests.pxe]\ncpus = 1\nmemory = \"256M\"\naccel = {accel:?}\nqemu-args = {qemu_args:?}\n\
+        "[guests.pxe]\ncpus = 1\nmemory = \"256M\"\naccel = {accel:?}\ndisks = {disks:?}\nqemu-args = {qemu_args:?}\n\
          nics = [{{ network = \"default\", ip = \"192.168.100.77\" }}]\n"
     ));
     Console::start(&mut lab.ringtap("run pxe"))
@@ -49,7 +50,7 @@ fn ipxe_boots_from_the_network_under_qemu_10() {
 fn ipxe(qemu: Qemu) {
     let lab = Lab::with_qemu(qemu);
     // Without graphics SeaBIOS prints what is meant for a screen on the serial port.
-    let mut console = boot(&lab, "auto", &["-machine", "graphics=off"]);
+    let mut console = boot(&lab, "auto", &[], &["-machine", "graphics=off"]);
     console.wait_for("iPXE", BOOT);
     console.wait_for("net0: 192.168.100.77/255.255.255.0 gw 192.168.100.1", BOOT);
     lease(&lab);
@@ -76,7 +77,6 @@ fn ovmf(qemu: Qemu) {
     // An empty disk to boot from, and so no attempts at the network before the shell.
     let disk = lab.dir.path().join("empty");
     fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
-    let drive = format!("if=none,id=empty,format=raw,file={}", disk.display());
     let (accel, bound) = match is_test_host() {
         true => ("tcg", OVMF_BOOT),
         false => ("auto", BOOT),
@@ -84,15 +84,12 @@ fn ovmf(qemu: Qemu) {
     let mut console = boot(
         &lab,
         accel,
+        &[&disk],
         &[
             "-bios",
             FIRMWARE,
             "-global",
             "virtio-net-pci.romfile=", // the driver is OVMF's own
-            "-drive",
-            &drive,
-            "-device",
-            "virtio-blk-pci,drive=empty,bootindex=0",
         ],
     );
     console.wait_for(PROMPT, bound);

@@ -5,7 +5,7 @@ mod support;
 use std::net::SocketAddr;
 
 use support::host::Host;
-use support::netns::{Netns, until};
+use support::netns::Netns;
 use support::party::{PORT, Party, is_echoed, seen_by, serve};
 
 const NETWORK: &str = r#"
@@ -57,9 +57,7 @@ fn forwards_lead_to_guests_from_outside_the_host_and_the_same_network() {
     let web1 = guest(&host, "web1", 10);
     let web2 = guest(&host, "web2", 20);
     for netns in [&host.netns, &outside, &web1.netns, &web2.netns] {
-        until("settled addresses", || {
-            netns.run("ip -6 address show tentative").is_empty()
-        });
+        netns.settle();
     }
     let to = |address: &str| address.parse::<SocketAddr>().unwrap();
     let seen = |address: &str, from: &Netns| seen_by(to(address), from).map(|ip| ip.to_string());

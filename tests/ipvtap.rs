@@ -74,10 +74,8 @@ impl World {
         for (netns, link, ips) in [(&host.netns, "up0", HOST), (&lan, "lan0", LAN)] {
             give(netns, link, ips);
         }
-        until("settled addresses", || {
-            host.netns.run("ip -6 address show tentative").is_empty()
-                && lan.run("ip -6 address show tentative").is_empty()
-        });
+        host.netns.settle();
+        lan.settle();
         let world = Self { host, lan };
         for line in [
             "nft add table netdev seen",

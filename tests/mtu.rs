@@ -35,9 +35,7 @@ fn host(config: &str, mtu: u32) -> (Host, Netns) {
     host.netns.run("ip address add 198.51.100.2/24 dev uplink");
     host.netns
         .run("ip address add 2001:db8:ff::2/64 nodad dev uplink");
-    until("settled addresses", || {
-        host.netns.run("ip -6 address show tentative").is_empty()
-    });
+    host.netns.settle();
     (host, internet)
 }
 

@@ -87,6 +87,7 @@ impl World {
 
     /// Notes how things are, for [`World::is_as_before`].
     fn note(&mut self) {
+        self.host.netns.settle();
         self.before = (self.host.everything(), self.ovs.snapshot());
     }
 
@@ -353,9 +354,7 @@ fn lan(world: &mut World) -> Netns {
     host.run("ip address add 198.51.100.2/24 dev up0");
     host.run("ip address add 2001:db8::2/64 dev up0 nodad");
     host.run("ip route add default via 198.51.100.1");
-    until("settled addresses", || {
-        host.run("ip -6 address show tentative").is_empty()
-    });
+    host.settle();
     world.note();
     lan
 }

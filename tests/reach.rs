@@ -14,7 +14,7 @@ use ringtap::types::MacAddr;
 use serde_json::Value;
 use support::golden;
 use support::host::{Host, nic};
-use support::netns::{Netns, bounded, until};
+use support::netns::{Netns, bounded};
 use support::party::{PORT, Party, reaches, seen_by, serve};
 
 const NETWORKS: &str = r#"
@@ -165,9 +165,7 @@ impl World {
         // Ports that have just got their carrier lose what comes first; a checked address has waited for that.
         let guests_and_host = guests.values().flatten().map(|party| &party.netns);
         for netns in guests_and_host.chain([&host.netns]) {
-            until("settled addresses", || {
-                netns.run("ip -6 address show tentative").is_empty()
-            });
+            netns.settle();
         }
         Self {
             host,

@@ -6,7 +6,7 @@ mod support;
 use std::net::{IpAddr, UdpSocket};
 
 use support::host::Host;
-use support::netns::{Netns, difference, until};
+use support::netns::{Netns, difference};
 use support::party::{PORT, Party, reaches, seen_by, serve};
 
 const NETWORKS: &str = r#"
@@ -128,9 +128,7 @@ fn what_is_behind_a_machine_is_reached_and_passes_as_the_networks_own() {
         &neighbour,
     ];
     for netns in all.iter().map(|party| &party.netns).chain([&host.netns]) {
-        until("settled addresses", || {
-            netns.run("ip -6 address show tentative").is_empty()
-        });
+        netns.settle();
     }
     // Every refusal is to be told, so that nobody waits for it.
     host.netns.run("sysctl -w net.ipv4.icmp_ratelimit=0");

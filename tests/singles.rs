@@ -29,9 +29,7 @@ fn world(more: &str) -> World {
             "ip address add 2001:db8::{number}/64 dev up0 nodad"
         ));
     }
-    until("settled addresses", || {
-        host.netns.run("ip -6 address show tentative").is_empty()
-    });
+    host.netns.settle();
     let guest = Netns::new("guest");
     let of = |numbers: &str| {
         [

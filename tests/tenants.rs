@@ -11,7 +11,7 @@ use std::time::Duration;
 use support::console::Console;
 use support::host::{Host, kill_after};
 use support::lab::{INTERNET, Lab, WWW, tiny};
-use support::netns::{Netns, difference, until};
+use support::netns::{Netns, difference};
 use support::party::{Party, is_echoed, reaches, seen_by, serve};
 
 /// Of a tenant called by `name` in this test's process: namespaces have their names on the whole machine.
@@ -80,9 +80,7 @@ impl World {
         }
         outside.run("ip route add 2001:db8:b::/64 via 2001:db8::2");
         for netns in [&host.netns, &outside] {
-            until("settled addresses", || {
-                netns.run("ip -6 address show tentative").is_empty()
-            });
+            netns.settle();
             serve(netns);
         }
         Self {
@@ -111,9 +109,7 @@ fn guest(place: &Netns, network: &str, ipv4: &str, ipv6: Option<&str>) -> Party 
         guest.run(&format!("ip route add default via {gateway}"));
         ips.push(ipv6.to_owned());
     }
-    until("settled addresses", || {
-        guest.run("ip -6 address show tentative").is_empty()
-    });
+    guest.settle();
     Party::new(guest, &ips)
 }
 
@@ -139,9 +135,7 @@ fn equal_subnets_lead_out_are_forwarded_to_and_never_meet() {
     let blue = guest(&b, "blue", "192.168.1.20", Some("2001:db8:b::20"));
     let own = guest(&host.netns, "own", "192.168.1.30", Some("fd00:1::30"));
     for netns in [&a, &b] {
-        until("settled addresses", || {
-            netns.run("ip -6 address show tentative").is_empty()
-        });
+        netns.settle();
     }
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
     let to = |text: &str| text.parse::<SocketAddr>().unwrap();

@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 
 use support::dhcp::lease;
 use support::host::Host;
-use support::netns::{Netns, until};
+use support::netns::Netns;
 use support::party::{Party, reaches, seen_by};
 
 /// The LAN's router, 192.0.2.1, whose DHCP serves who asks; it goes with this value.
@@ -124,9 +124,7 @@ fn guests_of_two_hosts_reach_each_other_as_each_hosts_file_has_it() {
     let hosts = [Host::new(&file(2)), Host::new(&file(3))];
     let lan = Lan::new([&hosts[0], &hosts[1]]);
     for host in &hosts {
-        until("settled addresses", || {
-            host.netns.run("ip -6 address show tentative").is_empty()
-        });
+        host.netns.settle();
     }
     let before = [0, 1].map(|number| hosts[number].everything());
     for host in &hosts {

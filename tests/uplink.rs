@@ -120,10 +120,8 @@ impl World {
         ] {
             host.netns.run(line);
         }
-        until("settled addresses", || {
-            host.netns.run("ip -6 address show tentative").is_empty()
-                && lan.run("ip -6 address show tentative").is_empty()
-        });
+        host.netns.settle();
+        lan.settle();
         Self { host, lan }
     }
 

@@ -137,7 +137,9 @@ pub fn argv(guest: &Guest, parts: &Parts<'_>) -> Vec<OsString> {
     args.machine(guest, parts);
     args.boot(guest, parts.files);
     for (index, disk) in parts.files.disks.iter().enumerate() {
-        args.disk(&format!("disk{index}"), disk);
+        // A machine that has disks does not ask the network first what to boot.
+        let device = format!("virtio-blk-pci,drive=disk{index},bootindex={index}");
+        args.disk(&format!("disk{index}"), disk, device);
     }
     if let Some(fd) = parts.files.seed {
         args.seed(fd);
@@ -222,7 +224,7 @@ impl Args {
     }
 
     /// From the lowest layer up: each names the one beneath.
-    fn disk(&mut self, id: &str, disk: &DiskFiles) {
+    fn disk(&mut self, id: &str, disk: &DiskFiles, device: String) {
         let mut beneath = None;
         for (depth, layer) in disk.layers.iter().enumerate().rev() {
             let name = match depth {
@@ -253,7 +255,7 @@ impl Args {
             self.option("-blockdev", image);
             beneath = Some(name);
         }
-        self.option("-device", format!("virtio-blk-pci,drive={id}"));
+        self.option("-device", device);
     }
 
     fn seed(&mut self, fd: RawFd) {
@@ -266,7 +268,7 @@ impl Args {
             layers: vec![layer],
             readonly: true,
         };
-        self.disk("seed", &disk);
+        self.disk("seed", &disk, "virtio-blk-pci,drive=seed".to_owned());
     }
 
     fn nic(&mut self, index: usize, nic: &Wiring, guest: &Guest, parts: &Parts<'_>) {

@@ -88,9 +88,7 @@ impl Lab {
         fs::create_dir(dir.path().join("qemu10")).unwrap();
         fs::create_dir_all(Path::new(ROOT).join("target/qemu10")).unwrap();
         // Addresses that are being checked for duplicates would change a snapshot by themselves.
-        netns::until("settled addresses", || {
-            host.run("ip -6 address show tentative").is_empty()
-        });
+        host.settle();
         let mut lab = Self {
             host,
             internet,

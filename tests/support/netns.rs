@@ -96,6 +96,13 @@ impl Netns {
         bounded(&mut command, "")
     }
 
+    /// Waits until no address is being checked for duplicates any more, which would change a snapshot by itself.
+    pub fn settle(&self) {
+        until("settled addresses", || {
+            self.run("ip -6 address show tentative").is_empty()
+        });
+    }
+
     /// Joins the two by a veth pair whose ends have the names given; both ends are set up.
     pub fn join(&self, here: &str, other: &Netns, there: &str) {
         let name = &other.name;
@@ -174,7 +181,7 @@ impl Drop for Netns {
     }
 }
 
-/// Timers of bridges run, nft's handles count what was ever loaded and its counters what has passed, and that a link has no
+/// Timers of bridges run and they count what they learn, nft's handles count what was ever loaded and its counters what has passed, and that a link has no
 /// carrier is known a second after it was set up.
 fn drop_volatile(value: &mut serde_json::Value) {
     match value {
@@ -183,7 +190,7 @@ fn drop_volatile(value: &mut serde_json::Value) {
             list.iter_mut().for_each(drop_volatile);
         }
         serde_json::Value::Object(fields) => {
-            let volatile = ["handle", "operstate", "packets", "bytes"];
+            let volatile = ["handle", "operstate", "packets", "bytes", "fdb_n_learned"];
             fields.retain(|key, _| !key.ends_with("_timer") && !volatile.contains(&key.as_str()));
             fields.values_mut().for_each(drop_volatile);
         }
