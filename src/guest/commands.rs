@@ -11,7 +11,7 @@ use super::launch::clean;
 use super::machine::Machine;
 use super::run_dir::{GuestDir, GuestDirError, files, read_failure};
 use super::supervisor::{Started, Starting, is_watched, watched};
-use super::terminal::{Console, Left, hear};
+use super::terminal::{Console, Heard, Left, hear};
 use crate::cli::{GuestArgs, GuestsArgs, HostArgs, RunArgs, StartArgs, StopArgs};
 use crate::config::Config;
 use crate::network;
@@ -52,7 +52,6 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, GuestError> {
             end_of(asked, guest, &mut signals, &dir)
         }
         Ok(Left::Ended(outcome)) => Ok(outcome),
-        Ok(Left::Lost) => Err(GuestError::Lost(guest.clone())),
         Err(error) => Err(error),
     };
     match outcome {
@@ -73,25 +72,28 @@ fn attend(guest: &Name, dir: &Path, signals: &mut EndRequests) -> Result<Left, G
     let (mut supervisor, mut stream) =
         match (supervisor, UnixStream::connect(dir.join(files::CONSOLE))) {
             (Ok(supervisor), Ok(stream)) => (supervisor, stream),
-            _ => return Ok(gone(guest, dir)),
+            _ => return gone(guest, dir).map(Left::Ended),
         };
     let mut console = Console {
         stream: &mut stream,
         supervisor: &mut supervisor,
         signals,
     };
-    console.attend().map_err(GuestError::Terminal)
+    match console.attend().map_err(GuestError::Terminal)? {
+        Some(left) => Ok(left),
+        None => gone(guest, dir).map(Left::Ended),
+    }
 }
 
 /// How a guest has ended whose supervisor does not listen any more.
-fn gone(guest: &Name, dir: &Path) -> Left {
+///
+/// # Errors
+/// It has not: its supervisor has died.
+fn gone(guest: &Name, dir: &Path) -> Result<Outcome, GuestError> {
     match read_failure(dir) {
-        Some(reason) => Left::Ended(Outcome::Failed(reason)),
-        None if dir.exists() => Left::Lost,
-        None => {
-            tracing::debug!("guest {guest} has ended already");
-            Left::Ended(Outcome::PoweredOff)
-        }
+        Some(reason) => Ok(Outcome::Failed(reason)),
+        None if dir.exists() => Err(GuestError::Lost(guest.clone())),
+        None => Ok(Outcome::PoweredOff),
     }
 }
 
@@ -103,10 +105,7 @@ fn end_of(
     dir: &Path,
 ) -> Result<Outcome, GuestError> {
     let Ok(mut supervisor) = asked else {
-        return match gone(guest, dir) {
-            Left::Ended(outcome) => Ok(outcome),
-            _ => Err(GuestError::Lost(guest.clone())),
-        };
+        return gone(guest, dir);
     };
     loop {
         super::terminal::either(&supervisor, signals).map_err(GuestError::Terminal)?;
@@ -116,9 +115,10 @@ fn end_of(
             continue;
         }
         match hear(&mut supervisor).map_err(GuestError::Terminal)? {
-            Some(Left::Ended(outcome)) => return Ok(outcome),
-            Some(_) => return Err(GuestError::Lost(guest.clone())),
-            None => {}
+            Heard::Ended(outcome) => return Ok(outcome),
+            // It may have been about to end, and not have heard the request any more.
+            Heard::Lost => return gone(guest, dir),
+            Heard::Notes => {}
         }
     }
 }
@@ -228,7 +228,6 @@ pub fn console(args: &GuestArgs) -> Result<ExitCode, GuestError> {
     match attend(guest, &dir, &mut signals)? {
         Left::Detached | Left::Asked => Ok(ExitCode::SUCCESS),
         Left::Ended(outcome) => told(guest, outcome),
-        Left::Lost => Err(GuestError::Lost(guest.clone())),
     }
 }
 

@@ -96,19 +96,23 @@ impl Starting {
             mut word,
             ..
         } = self;
+        let mut interrupted = false;
         loop {
             let limit = std::time::Duration::from_secs(3600);
             process.wait_with(&[word.as_fd(), signals.as_fd()], limit)?;
             if signals.take()? > 0 {
+                interrupted = true;
                 process.signal(Signal::TERM);
             }
-            if let Some(ended) = process.ended()? {
-                return Ok(Started::Over(exit_code(ended)));
+            match process.ended()? {
+                Some(_) if interrupted => return Ok(Started::Over(ExitCode::FAILURE)),
+                Some(ended) => return Ok(Started::Over(exit_code(ended))),
+                None => {}
             }
             word.set_nonblocking(true)?;
             let mut bytes = [0; 16];
             match word.read(&mut bytes) {
-                Ok(count @ 1..) if bytes[..count] == *READY.as_bytes() => {
+                Ok(count @ 1..) if !interrupted && bytes[..count] == *READY.as_bytes() => {
                     return Ok(Started::Watching(process));
                 }
                 Ok(_) => {

@@ -25,7 +25,16 @@ pub enum Left {
     Asked,
     /// The guest has ended so.
     Ended(Outcome),
-    /// The supervisor has died, or does not say anything any more.
+}
+
+/// What a supervisor has said.
+#[derive(Debug)]
+pub enum Heard {
+    /// Notes, which the person has been told.
+    Notes,
+    /// That the guest has ended so.
+    Ended(Outcome),
+    /// Nothing, and it will say nothing any more.
     Lost,
 }
 
@@ -41,11 +50,11 @@ pub struct Console<'a> {
 }
 
 impl Console<'_> {
-    /// Passes bytes on until the person leaves or the guest ends.
+    /// Passes bytes on until the person leaves or the guest ends; none where the supervisor is gone without a word.
     ///
     /// # Errors
     /// The terminal's.
-    pub fn attend(&mut self) -> io::Result<Left> {
+    pub fn attend(&mut self) -> io::Result<Option<Left>> {
         let raw = Raw::enter()?;
         let mut typing = true;
         let mut listening = true;
@@ -64,19 +73,21 @@ impl Console<'_> {
                 match self.pass_on(raw.is_some())? {
                     Typed::Some => {}
                     Typed::End => typing = false,
-                    Typed::Leave => return Ok(Left::Detached),
+                    Typed::Leave => return Ok(Some(Left::Detached)),
                 }
             }
             if ready[1] && self.signals.take()? > 0 {
-                return Ok(Left::Asked);
+                return Ok(Some(Left::Asked));
             }
             // Last, since what the guest has said comes before its end.
             if ready[0] {
                 while listening && readable_now(self.stream.as_fd())? {
                     listening = self.show()?;
                 }
-                if let Some(left) = hear(self.supervisor)? {
-                    return Ok(left);
+                match hear(self.supervisor)? {
+                    Heard::Notes => {}
+                    Heard::Ended(outcome) => return Ok(Some(Left::Ended(outcome))),
+                    Heard::Lost => return Ok(None),
                 }
             }
         }
@@ -129,17 +140,20 @@ enum Typed {
     Leave,
 }
 
-/// Tells the person what the supervisor says; why that was the end, if it was.
-pub fn hear(supervisor: &mut Conversation) -> io::Result<Option<Left>> {
+/// Tells the person what the supervisor says.
+///
+/// # Errors
+/// Those of `read`.
+pub fn hear(supervisor: &mut Conversation) -> io::Result<Heard> {
     loop {
         match supervisor.next()? {
             Some(Answer::Note(text)) => eprint!("ringtap: {text}\r\n"),
-            Some(Answer::Ended(outcome)) => return Ok(Some(Left::Ended(outcome))),
+            Some(Answer::Ended(outcome)) => return Ok(Heard::Ended(outcome)),
             Some(_) => {}
-            None => return Ok(Some(Left::Lost)),
+            None => return Ok(Heard::Lost),
         }
         if !supervisor.has_more() {
-            return Ok(None);
+            return Ok(Heard::Notes);
         }
     }
 }
