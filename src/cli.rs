@@ -52,6 +52,8 @@ pub enum Command {
     List(ListArgs),
     /// Get at a guest's serial console; Ctrl-] leaves
     Console(GuestArgs),
+    /// Add, remove or move a NIC of a guest that runs, until that stops
+    Nic(NicArgs),
     /// Remove what guests that have ended have left in the run directory; never a disk
     Rm(GuestsArgs),
     /// Watch over a guest; `start` and `run` start it
@@ -63,11 +65,16 @@ pub enum Command {
 #[derive(Debug, Clone, Args)]
 pub struct HostArgs {
     /// The file that describes networks and guests
-    #[arg(long, value_name = "FILE", default_value = "/etc/ringtap.toml")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/ringtap.toml",
+        global = true
+    )]
     pub config: PathBuf,
 
     /// Where state, sockets and logs are kept; one directory is one (pretend) host
-    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR, global = true)]
     pub run_dir: PathBuf,
 }
 
@@ -211,6 +218,48 @@ pub struct ListArgs {
     /// Print JSON, for programs
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `nic`.
+#[derive(Debug, Clone, Args)]
+pub struct NicArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub change: NicChange,
+
+    /// File and run directory.
+    #[command(flatten)]
+    pub host: HostArgs,
+}
+
+/// What may be done to NICs.
+#[derive(Debug, Clone, Subcommand)]
+pub enum NicChange {
+    /// Add one, as the file has it if it has one more by now
+    Add {
+        /// The guest
+        guest: Name,
+        /// The network that it is to be on
+        network: Name,
+    },
+    /// Remove one
+    Remove {
+        /// The guest
+        guest: Name,
+        /// Which, counted from 0
+        #[arg(value_name = "NIC")]
+        index: usize,
+    },
+    /// Plug one into another network; the guest sees its link go down and up
+    Move {
+        /// The guest
+        guest: Name,
+        /// Which, counted from 0
+        #[arg(value_name = "NIC")]
+        index: usize,
+        /// The network that it is to be on
+        network: Name,
+    },
 }
 
 /// Arguments of `supervise`.

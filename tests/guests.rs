@@ -299,3 +299,101 @@ fn a_start_that_is_interrupted_leaves_nothing() {
         world.nothing_is_left();
     }
 }
+
+const LAB: &str = "[networks.lab]\nmode = \"isolated\"\nsubnet = \"10.66.0.0/24\"\n";
+
+/// Has the guest ask for a lease on `nic` again, as a DHCP client does that minds its link, and waits until it has one of
+/// these addresses.
+fn ask_again(console: &mut Console, nic: &str, addresses: &str) {
+    console.run(&format!(
+        "ip link set {nic} up; killall -q udhcpc; ip address flush dev {nic}; udhcpc -n -q -S -i {nic} -s /etc/udhcpc -t 10 -T 1 >/dev/null 2>&1"
+    ));
+    let now = console.run(&format!("ip -4 address show {nic}"));
+    assert!(now.contains(&format!("inet {addresses}")), "{now}");
+}
+
+#[test]
+fn a_nic_moves_between_networks_while_its_guest_pings() {
+    let world = World::new("");
+    let file = world.lab.dir.path().join("ringtap.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("{text}{LAB}")).unwrap();
+    world.ringtap("start web1").succeeded();
+    let mut console = world.console();
+    let internet = support::lab::INTERNET;
+    let flaps = |console: &mut Console| -> u32 {
+        let count = console.run("cat /sys/class/net/eth0/carrier_changes");
+        count.trim().parse().unwrap()
+    };
+    let before = flaps(&mut console);
+    console.run(&format!("ping -c 1 {internet}"));
+    console.run(&format!("(ping {internet} >/tmp/pings 2>&1 &)"));
+
+    let said = world.ringtap("nic move web1 0 lab").succeeded();
+    assert!(said.contains("web1: NIC 0 is on lab"), "{said}");
+    world
+        .ringtap("nic move web1 0 lab")
+        .failed(1, &["NIC 0 is on network lab already"]);
+    until("the link goes and comes", || {
+        flaps(&mut console) >= before + 2
+    });
+    // The row of an isolated network: the host, and nobody else.
+    ask_again(&mut console, "eth0", "10.66.0.");
+    console.run("ping -c 1 10.66.0.1");
+    for there in [internet, "192.168.100.1"] {
+        let (code, _) = console.attempt(&format!("ping -c 1 -W 1 {there}"), support::netns::BOUND);
+        assert_ne!(code, 0, "{there}");
+    }
+    assert_eq!(world.web1()["nics"][0]["network"], "lab");
+    // The network that it has left is gone, and comes again with it.
+    assert!(!world.lab.host.run("ip -o link").contains("rt-default"));
+    world
+        .ringtap("nic move web1 0 nowhere")
+        .failed(1, &["nowhere"]);
+    world
+        .ringtap("nic move web1 7 default")
+        .failed(1, &["no NIC 7"]);
+    world.ringtap("nic move web1 0 default").succeeded();
+    ask_again(&mut console, "eth0", ADDRESS);
+    console.run(&format!("ping -c 1 {internet}"));
+    world.ringtap("stop web1").succeeded();
+    world.nothing_is_left();
+}
+
+#[test]
+fn a_nic_comes_and_goes_while_its_guest_runs() {
+    let world = World::new("");
+    let file = world.lab.dir.path().join("ringtap.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("{text}{LAB}")).unwrap();
+    world.ringtap("start web1").succeeded();
+    let mut console = world.console();
+    let nics = |console: &mut Console| console.run("ls /sys/class/net");
+    let said = world.ringtap("nic add web1 lab").succeeded();
+    assert!(said.contains("web1: NIC 1 is on lab"), "{said}");
+    until("the NIC", || nics(&mut console).contains("eth1"));
+    ask_again(&mut console, "eth1", "10.66.0.");
+    console.run("ping -c 1 10.66.0.1");
+    assert_eq!(world.web1()["nics"].as_array().unwrap().len(), 2);
+
+    // Who takes over finds it, too.
+    world.kill(&SUPERVISOR);
+    world.kill(&["backend --socket-path", "nic1.sock"]);
+    world.ringtap("start web1").succeeded();
+    let mut console = world.console();
+    until("the NIC works again", || {
+        console
+            .attempt("ping -c 1 -W 1 10.66.0.1", support::netns::BOUND)
+            .0
+            == 0
+    });
+
+    let said = world.ringtap("nic remove web1 1").succeeded();
+    assert!(said.contains("web1: NIC 1 is gone"), "{said}");
+    until("the NIC to go", || !nics(&mut console).contains("eth1"));
+    assert!(!world.lab.host.run("ip -o link").contains("rt-lab"));
+    world.ringtap("nic remove web1 1").failed(1, &["no NIC 1"]);
+    console.run(&format!("ping -c 1 {}", support::lab::INTERNET));
+    world.ringtap("stop web1").succeeded();
+    world.nothing_is_left();
+}

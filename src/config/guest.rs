@@ -59,6 +59,11 @@ pub struct Guest {
 }
 
 impl Guest {
+    /// How many pairs of queues its NICs have of which the file does not say.
+    pub fn usual_pairs(&self) -> QueuePairs {
+        usual_pairs(Some(self.cpus))
+    }
+
     /// The name of the tap on the host behind NIC number `index`, counted from 0.
     pub fn tap(&self, index: usize) -> IfName {
         IfName::for_tap(&self.name, index)

@@ -6,13 +6,15 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::GuestError;
-use super::control::{Conversation, Outcome, Request};
+use super::control::{Answer, Conversation, Outcome, Request};
 use super::launch::clean;
 use super::machine::Machine;
 use super::run_dir::{GuestDir, GuestDirError, files, read_failure};
 use super::supervisor::{Started, Starting, is_watched, watched};
 use super::terminal::{Console, Heard, Left, hear};
-use crate::cli::{GuestArgs, GuestsArgs, HostArgs, RunArgs, StartArgs, StopArgs};
+use crate::cli::{
+    GuestArgs, GuestsArgs, HostArgs, NicArgs, NicChange, RunArgs, StartArgs, StopArgs,
+};
 use crate::config::Config;
 use crate::network;
 use crate::report::say;
@@ -228,6 +230,35 @@ pub fn console(args: &GuestArgs) -> Result<ExitCode, GuestError> {
     match attend(guest, &dir, &mut signals)? {
         Left::Detached | Left::Asked => Ok(ExitCode::SUCCESS),
         Left::Ended(outcome) => told(guest, outcome),
+    }
+}
+
+/// `ringtap nic`: adds, removes and moves NICs of a guest that runs.
+///
+/// # Errors
+/// See [`GuestError`].
+pub fn nic(args: &NicArgs) -> Result<ExitCode, GuestError> {
+    let (guest, request) = match args.change.clone() {
+        NicChange::Add { guest, network } => (guest, Request::AddNic { network }),
+        NicChange::Remove { guest, index } => (guest, Request::RemoveNic { index }),
+        NicChange::Move {
+            guest,
+            index,
+            network,
+        } => (guest, Request::MoveNic { index, network }),
+    };
+    let Some(dir) = watched(&args.host, &guest)? else {
+        return Err(not_running(&args.host, &guest));
+    };
+    let lost = |_| GuestError::Lost(guest.clone());
+    let asked = Conversation::begin(&dir.join(files::CONTROL), &request);
+    match asked.and_then(|mut asked| asked.next()).map_err(lost)? {
+        Some(Answer::Done(text)) => {
+            say(format_args!("{guest}: {text}"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Answer::Refused(reason)) => Err(GuestError::Refused { guest, reason }),
+        _ => Err(GuestError::Lost(guest)),
     }
 }
 

@@ -10,6 +10,8 @@ use std::path::Path;
 use event_manager::{EventOps, EventSet, Events};
 use serde::{Deserialize, Serialize};
 
+use crate::types::Name;
+
 use super::peer::{Peer, interest, is_for_now, listen};
 
 /// A request is shorter than this.
@@ -31,6 +33,23 @@ pub enum Request {
         /// Seconds.
         timeout: u32,
     },
+    /// Another NIC.
+    AddNic {
+        /// On this network.
+        network: Name,
+    },
+    /// A NIC to go.
+    RemoveNic {
+        /// Its number.
+        index: usize,
+    },
+    /// A NIC to be on another network.
+    MoveNic {
+        /// Its number.
+        index: usize,
+        /// That network.
+        network: Name,
+    },
 }
 
 /// What a supervisor says.
@@ -43,6 +62,8 @@ pub enum Answer {
     Note(String),
     /// The guest has ended, and nothing of it is left.
     Ended(Outcome),
+    /// What was wanted is done.
+    Done(String),
     /// The request can't be granted.
     Refused(String),
 }

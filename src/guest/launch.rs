@@ -20,7 +20,7 @@ use super::storage::{self, StorageError};
 use super::supervise::Guarded;
 use super::user::{User, UserError};
 use crate::cli::HostArgs;
-use crate::config::{Config, Guest, Restart};
+use crate::config::{Config, Guest, Problems, Restart};
 use crate::network::{self, Plugged};
 use crate::programs::{self, QEMU};
 use crate::report::causes;
@@ -38,6 +38,17 @@ impl Relaunch {
     /// The guest's name.
     pub fn name(&self) -> &Name {
         &self.name
+    }
+
+    /// The file that it was started from.
+    ///
+    /// # Errors
+    /// It can't be read any more.
+    pub fn config(&self) -> Result<Config, Problems> {
+        match &self.config {
+            Some(config) => Ok(config.clone()),
+            None => Config::parse("", Path::new(files::DEFINITION)),
+        }
     }
 
     /// Whether it is to be started anew when it has ended.
@@ -166,6 +177,7 @@ pub fn launch(
         machine: None,
         nics: BTreeMap::new(),
         plugged,
+        host: host.clone(),
         record: Record {
             config: config.path().to_owned(),
             started: 0,
@@ -253,6 +265,7 @@ pub fn adopt(
         machine,
         nics,
         plugged,
+        host: host.clone(),
         dir,
         record,
         relaunch: Relaunch {

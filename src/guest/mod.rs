@@ -21,6 +21,7 @@ mod control;
 mod counters;
 mod handed;
 mod host_memory;
+mod hotplug;
 mod hub;
 mod launch;
 mod list;
@@ -50,7 +51,7 @@ use launch::StartError;
 use nic::NicError;
 use run_dir::GuestDirError;
 
-pub use commands::{console, restart, rm, run, start, stop};
+pub use commands::{console, nic, restart, rm, run, start, stop};
 pub use list::list;
 pub use status::status;
 pub use supervisor::supervise;
@@ -128,6 +129,14 @@ pub enum GuestError {
         /// The kernel's answer.
         #[source]
         cause: io::Error,
+    },
+    /// Its supervisor won't.
+    #[error("guest {guest}: {reason}")]
+    Refused {
+        /// The guest.
+        guest: Name,
+        /// Why.
+        reason: String,
     },
     /// The terminal.
     #[error("the terminal")]

@@ -76,6 +76,40 @@ impl Monitor {
         Ok(serde_json::from_value(answer).map_err(io::Error::from)?)
     }
 
+    /// Has QEMU do a command of this name with these arguments: for those that no type has as every version of QEMU takes them.
+    ///
+    /// # Errors
+    /// As [`Monitor::execute`].
+    pub fn execute_raw(
+        &mut self,
+        command: &'static str,
+        arguments: &Value,
+    ) -> Result<(), MonitorError> {
+        let request = serde_json::json!({ "execute": command, "arguments": arguments });
+        self.ask(command, &request).map(drop)
+    }
+
+    /// Waits for an event that is `meant`, at most `limit`; false where none came. [`Monitor::events`] gives it as well.
+    ///
+    /// # Errors
+    /// QEMU has ended, or ended the connection.
+    pub fn wait_for(
+        &mut self,
+        meant: impl Fn(&Event) -> bool,
+        limit: Duration,
+    ) -> io::Result<bool> {
+        let end = Instant::now() + limit;
+        while !self.events.iter().any(&meant) {
+            let left = end.saturating_duration_since(Instant::now());
+            let line = match self.line(left, None) {
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(false),
+                line => line?,
+            };
+            self.sort(&line)?;
+        }
+        Ok(true)
+    }
+
     /// The events that have come; empty where none has.
     ///
     /// # Errors

@@ -342,6 +342,12 @@ impl HostNic {
         self.record.wiring.as_ref()
     }
 
+    /// The same to the guest as one with this wiring: the device stays as it was made.
+    pub fn told_as(mut self, wiring: Option<Wiring>) -> Self {
+        self.record.wiring = wiring.or(self.record.wiring);
+        self
+    }
+
     /// The process that serves it.
     pub fn backend(&mut self) -> &mut Process {
         &mut self.backend

@@ -7,6 +7,7 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::accel::Accelerator;
 use crate::config::{Format, Guest};
@@ -39,11 +40,11 @@ impl Version {
     }
 
     /// A front-end that lost its back-end tries again this often. Since 9.2 in milliseconds, before in seconds.
-    fn reconnect(self) -> &'static str {
+    fn reconnect(self) -> (&'static str, u32) {
         if self >= (Self { major: 9, minor: 2 }) {
-            "reconnect-ms=100"
+            ("reconnect-ms", 100)
         } else {
-            "reconnect=1"
+            ("reconnect", 1)
         }
     }
 }
@@ -137,8 +138,8 @@ pub fn argv(guest: &Guest, parts: &Parts<'_>) -> Vec<OsString> {
     args.machine(guest, parts);
     args.boot(guest, parts.files);
     for (index, disk) in parts.files.disks.iter().enumerate() {
-        // A machine that has disks does not ask the network first what to boot.
-        let device = format!("virtio-blk-pci,drive=disk{index},bootindex={index}");
+        // A machine that has disks does not ask the network what to boot. The first place is that of a kernel given.
+        let device = format!("virtio-blk-pci,drive=disk{index},bootindex={}", index + 1);
         args.disk(&format!("disk{index}"), disk, device);
     }
     if let Some(fd) = parts.files.seed {
@@ -153,6 +154,74 @@ pub fn argv(guest: &Guest, parts: &Parts<'_>) -> Vec<OsString> {
     args.sockets(parts.sockets);
     args.0.extend(guest.qemu_args.iter().map(OsString::from));
     args.0
+}
+
+/// What a NIC is to the guest.
+const NIC_DRIVER: &str = "virtio-net-pci";
+
+/// A NIC's properties, as QEMU's device model has them.
+fn nic_properties(
+    index: usize,
+    nic: &Wiring,
+    accel: Accelerator,
+    version: Version,
+) -> Vec<(&'static str, Value)> {
+    let mut properties = vec![
+        ("netdev", json!(format!("net{index}"))),
+        ("mac", json!(nic.mac.to_string())),
+        ("id", json!(format!("nic{index}"))),
+        ("bus", json!(format!("port{index}"))),
+    ];
+    let several = nic.queue_pairs.get() > 1;
+    if several {
+        properties.push(("mq", json!(true)));
+    }
+    if version.crashes_with_vectors(accel) {
+        properties.push(("vectors", json!(0)));
+    } else if several {
+        // One a queue, one for the control queue, one for changes of the configuration.
+        properties.push(("vectors", json!(nic.queue_pairs.vrings() + 2)));
+    }
+    if let Some(mtu) = nic.mtu {
+        properties.push(("host_mtu", json!(u32::from(mtu))));
+    }
+    if !nic.checksums {
+        properties.push(("csum", json!(false))); // and with it segments, which need them
+    }
+    properties
+}
+
+/// The commands, with their arguments, that put a NIC into a machine that runs.
+pub fn hotplug(
+    index: usize,
+    nic: &Wiring,
+    accel: Accelerator,
+    version: Version,
+) -> [(&'static str, Value); 3] {
+    let (id, net) = (format!("nic{index}"), format!("net{index}"));
+    let (name, value) = version.reconnect();
+    let path = nic.socket.to_string_lossy();
+    let mut socket = json!({
+        "addr": { "type": "unix", "data": { "path": path } },
+        "server": false,
+    });
+    socket[name] = json!(value);
+    let mut device = json!({ "driver": NIC_DRIVER });
+    for (name, value) in nic_properties(index, nic, accel, version) {
+        device[name] = value;
+    }
+    let pairs = nic.queue_pairs.get();
+    [
+        (
+            "chardev-add",
+            json!({ "id": id, "backend": { "type": "socket", "data": socket } }),
+        ),
+        (
+            "netdev_add",
+            json!({ "type": "vhost-user", "id": net, "chardev": id, "queues": pairs }),
+        ),
+        ("device_add", device),
+    ]
 }
 
 #[derive(Default)]
@@ -273,10 +342,8 @@ impl Args {
 
     fn nic(&mut self, index: usize, nic: &Wiring, guest: &Guest, parts: &Parts<'_>) {
         let (accel, version) = (parts.accel, parts.version);
-        let mut socket = OsString::from(format!(
-            "socket,id=nic{index},{},path=",
-            version.reconnect()
-        ));
+        let (name, value) = version.reconnect();
+        let mut socket = OsString::from(format!("socket,id=nic{index},{name}={value},path="));
         socket.push(escaped(&nic.socket));
         self.option("-chardev", socket);
         let pairs = nic.queue_pairs.get();
@@ -284,26 +351,18 @@ impl Args {
             "-netdev",
             format!("vhost-user,id=net{index},chardev=nic{index},queues={pairs}"),
         );
-        let mut device = format!("virtio-net-pci,netdev=net{index},mac={}", nic.mac);
-        if pairs > 1 {
-            device.push_str(",mq=on");
-        }
-        if version.crashes_with_vectors(accel) {
-            device.push_str(",vectors=0");
-        } else if pairs > 1 {
-            // One a queue, one for the control queue, one for changes of the configuration.
-            device.push_str(&format!(",vectors={}", nic.queue_pairs.vrings() + 2));
-        }
-        if let Some(mtu) = nic.mtu {
-            device.push_str(&format!(",host_mtu={mtu}"));
-        }
-        if !nic.checksums {
-            device.push_str(",csum=off"); // and with it segments, which need them
+        let mut device = NIC_DRIVER.to_owned();
+        for (name, value) in nic_properties(index, nic, accel, version) {
+            match value {
+                Value::Bool(true) => device.push_str(&format!(",{name}=on")),
+                Value::Bool(false) => device.push_str(&format!(",{name}=off")),
+                Value::String(text) => device.push_str(&format!(",{name}={text}")),
+                other => device.push_str(&format!(",{name}={other}")),
+            }
         }
         if guest.kernel.is_some() {
             device.push_str(",romfile="); // there is a kernel: no boot ROM need look for one
         }
-        device.push_str(&format!(",id=nic{index},bus=port{index}"));
         self.option("-device", device);
     }
 
@@ -461,6 +520,30 @@ mod tests {
         let line = line(&guest(""), 4, Accelerator::Kvm, NEW);
         assert!(line.contains("queues=4"), "{line}");
         assert!(line.contains("mq=on,vectors=10"), "{line}");
+    }
+
+    #[test]
+    fn a_nic_that_comes_later_is_as_one_of_the_start() {
+        let nic = Wiring {
+            socket: "/run/a,b/nic1.sock".into(),
+            mac: "52:54:00:00:00:01".parse().unwrap(),
+            queue_pairs: QueuePairs::try_from(2).unwrap(),
+            mtu: Some(Mtu::try_from(1400).unwrap()),
+            checksums: false,
+        };
+        let [chardev, netdev, device] = hotplug(1, &nic, Accelerator::Kvm, NEW).map(|it| it.1);
+        let data = &chardev["backend"]["data"];
+        assert_eq!(data["addr"]["data"]["path"], "/run/a,b/nic1.sock");
+        assert_eq!(data["reconnect-ms"], 100);
+        assert_eq!(
+            (&netdev["chardev"], &netdev["queues"]),
+            (&json!("nic1"), &json!(2))
+        );
+        let expected = json!({
+            "driver": "virtio-net-pci", "netdev": "net1", "mac": "52:54:00:00:00:01", "id": "nic1",
+            "bus": "port1", "mq": true, "vectors": 6, "host_mtu": 1400, "csum": false,
+        });
+        assert_eq!(device, expected);
     }
 
     #[test]

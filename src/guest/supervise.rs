@@ -25,6 +25,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::GuestError;
 use super::control::{Answer, Control, Outcome, Phase, Request, State};
+use super::hotplug::HotplugError;
 use super::hub::Hub;
 use super::launch::Relaunch;
 use super::machine::Machine;
@@ -32,6 +33,7 @@ use super::nic::HostNic;
 use super::patience::{Ending, Patience};
 use super::process::{Ended, GRACE, last_line};
 use super::run_dir::{GuestDir, GuestDirError, Record, files};
+use crate::cli::HostArgs;
 use crate::network::Plugged;
 use crate::report::causes;
 use crate::signals::EndRequests;
@@ -71,6 +73,8 @@ pub struct Guarded {
     pub nics: BTreeMap<usize, HostNic>,
     /// The networks that they are on.
     pub plugged: Plugged,
+    /// Where the file and the run directory are.
+    pub host: HostArgs,
     /// The directory.
     pub dir: GuestDir,
     /// What is written there.
@@ -289,6 +293,55 @@ impl Supervisor {
                 self.watchers.push(client);
                 self.stop(Duration::from_secs(timeout.into()), ops)
             }
+            Request::AddNic { network } => {
+                let added = self.guarded.add_nic(&network);
+                let answer = match added {
+                    Ok(index) => {
+                        self.watch_backend(index, ops)?;
+                        Answer::Done(format!("NIC {index} is on {network}"))
+                    }
+                    Err(error) => Answer::Refused(causes(&error)),
+                };
+                self.sockets.control.answer(client, &answer, ops);
+                Ok(())
+            }
+            Request::RemoveNic { index } => {
+                let done = format!("NIC {index} is gone");
+                self.change_nic(client, index, done, ops, |it| it.remove_nic(index))
+            }
+            Request::MoveNic { index, network } => {
+                let done = format!("NIC {index} is on {network}");
+                self.change_nic(client, index, done, ops, |it| it.move_nic(index, &network))
+            }
+        }
+    }
+
+    /// Does `change` to NIC `index`, whose backend may be another then, and tells `client`.
+    fn change_nic(
+        &mut self,
+        client: u32,
+        index: usize,
+        done: String,
+        ops: &mut EventOps,
+        change: impl FnOnce(&mut Guarded) -> Result<(), HotplugError>,
+    ) -> io::Result<()> {
+        if let Some(nic) = self.guarded.nics.get_mut(&index) {
+            let _ = ops.remove(Events::empty(nic.backend()));
+        }
+        let changed = change(&mut self.guarded);
+        self.watch_backend(index, ops)?;
+        let answer = match changed {
+            Ok(()) => Answer::Done(done),
+            Err(error) => Answer::Refused(causes(&error)),
+        };
+        self.sockets.control.answer(client, &answer, ops);
+        Ok(())
+    }
+
+    fn watch_backend(&mut self, index: usize, ops: &mut EventOps) -> io::Result<()> {
+        match self.guarded.nics.get_mut(&index) {
+            Some(nic) => watch(ops, nic.backend(), backend_event(index)),
+            None => Ok(()),
         }
     }
 

@@ -12,10 +12,10 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::apply;
 use super::inventory::Inventory;
-use super::journal::{Record, RunDir, RunDirError};
+use super::journal::{Journal, Record, RunDir, RunDirError};
 use super::mended::By;
 use super::plan::{Planned, network_dir};
-use super::{Error, PortsByPlace, confirm, make_so, ports, records_of, with_run_dir};
+use super::{Error, PortsByPlace, confirm, make_so, ports, records_of, run_dir_path, with_run_dir};
 use crate::cli::HostArgs;
 use crate::config::Config;
 use crate::types::Name;
@@ -62,26 +62,28 @@ pub fn plug(host: &HostArgs, config: &Config, names: &BTreeSet<Name>) -> Result<
 /// The run directory can't be used.
 pub fn plugged_again(host: &HostArgs, names: &BTreeSet<Name>) -> Result<Plugged, Error> {
     with_run_dir(host, |run_dir, _| {
-        let networks = &run_dir.journal.networks;
-        let tenants: BTreeSet<_> = names
-            .iter()
-            .filter_map(|name| networks.get(name)?.tenant.as_ref())
-            .collect();
-        let is_router = |record: &Record| {
-            record
-                .router_of
-                .as_ref()
-                .is_some_and(|it| tenants.contains(it))
-        };
-        let there = networks
-            .iter()
-            .filter(|(name, record)| names.contains(*name) || is_router(record));
-        let names = there.map(|(name, _)| name.clone()).collect();
+        let names = with_routers(&run_dir.journal, names);
         Ok(Plugged {
             host: host.clone(),
             locks: shared_locks(run_dir, &names)?,
         })
     })
+}
+
+/// Those of `names` that are up, and the networks of their tenants' routers.
+fn with_routers(journal: &Journal, names: &BTreeSet<Name>) -> BTreeSet<Name> {
+    let networks = &journal.networks;
+    let tenants: BTreeSet<_> = names
+        .iter()
+        .filter_map(|name| networks.get(name)?.tenant.as_ref())
+        .collect();
+    let is_router = |record: &Record| {
+        let of = record.router_of.as_ref();
+        of.is_some_and(|tenant| tenants.contains(tenant))
+    };
+    let there = networks.iter();
+    let meant = there.filter(|(name, record)| names.contains(*name) || is_router(record));
+    meant.map(|(name, _)| name.clone()).collect()
 }
 
 /// A guest does not wait for anybody to confirm its networks.
@@ -93,8 +95,30 @@ fn unguarded(steps: &[Planned], inventory: &Inventory) -> Result<Option<u32>, Er
 }
 
 impl Plugged {
+    /// Uses the networks of `other` as well.
+    pub fn join(&mut self, mut other: Self) {
+        self.locks.append(&mut other.locks);
+    }
+
+    /// Uses only these from here on.
+    ///
+    /// # Errors
+    /// One that nobody uses any more can't be taken down.
+    pub fn keep(&mut self, networks: &BTreeSet<Name>) -> Result<(), Error> {
+        let journal = Journal::read(&run_dir_path(&self.host.run_dir)?)?;
+        let wanted = with_routers(&journal, networks);
+        let all = std::mem::take(&mut self.locks);
+        let (kept, left) = all.into_iter().partition(|(name, _)| wanted.contains(name));
+        self.locks = kept;
+        self.leave(left)
+    }
+
     fn unplug(&mut self) -> Result<(), Error> {
         let locks = std::mem::take(&mut self.locks);
+        self.leave(locks)
+    }
+
+    fn leave(&self, locks: Vec<(Name, Flock<File>)>) -> Result<(), Error> {
         if locks.is_empty() {
             return Ok(());
         }
