@@ -12,15 +12,15 @@
 //!
 //! ```text
 //! TOML → Config (validated) → observe the host → plan (a pure value) → apply, with undo → verify
-//!   → backend processes → QEMU → guest
+//!   → a supervisor a guest → backend processes → QEMU → guest
 //! ```
 //!
 //! Modules may use those to their right only: `main → cli → {guest → network → config, backend} → {tap,
 //! signals, programs, report} → types`. The two halves never import each other, but for [`backend::BackendArgs`], which
 //! the control plane writes as an argv and the backend reads back.
 //!
-//! Unsafe code is denied here and allowed in two files: `tap` (ioctls and vectored I/O) and
-//! `backend::memory` (mapping guest memory).
+//! Unsafe code is denied here and allowed in three files: `tap` (ioctls and vectored I/O), `backend::memory` (mapping guest
+//! memory) and `guest::user` (what QEMU's process does before it is QEMU).
 
 #![deny(unsafe_code)]
 

@@ -3,7 +3,7 @@
 //! A guest brings up the networks it needs. One that was down before is then up *for guests*: it goes when the
 //! last guest has gone, unless `ringtap up` was called for it meanwhile. Who is plugged in shows in two ways: a
 //! shared lock on the network's directory, which ends with its holder however that ends, and the ports of the
-//! bridge, which outlive a launcher that was killed.
+//! bridge, which outlive a supervisor that was killed.
 
 use std::collections::BTreeSet;
 use std::fs::File;

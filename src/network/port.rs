@@ -92,7 +92,7 @@ impl Port {
         }
         match network.mode {
             Mode::Macvtap { peers, .. } => {
-                netlink.delete_link(name)?; // one that a killed launcher left
+                netlink.delete_link(name)?; // one that a killed supervisor left
                 netlink.add_macvtap(name, &trunk, peers, nic.mac)?;
                 // Or its neighbours would not be found that ask for it: IPv6 asks by multicast.
                 netlink.take_all_multicast(name)?;
