@@ -1,5 +1,6 @@
 //! The command line: text to typed arguments, no I/O. Scripts outside the project rely on what is here.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -52,6 +53,8 @@ pub enum Command {
     List(ListArgs),
     /// Get at a guest's serial console; Ctrl-] leaves
     Console(GuestArgs),
+    /// Log in to a guest by ssh, at the address that it has
+    Ssh(SshArgs),
     /// Add, remove or move a NIC of a guest that runs, until that stops
     Nic(NicArgs),
     /// Remove what guests that have ended have left in the run directory; never a disk
@@ -218,6 +221,22 @@ pub struct ListArgs {
     /// Print JSON, for programs
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `ssh`.
+#[derive(Debug, Clone, Args)]
+pub struct SshArgs {
+    /// The guest.
+    #[command(flatten)]
+    pub guest: GuestArgs,
+
+    /// Who logs in [default: the user of its cloud-init, or who ssh says]
+    #[arg(long, short = 'l', value_name = "NAME")]
+    pub user: Option<String>,
+
+    /// Words for ssh: options, or a command to run there
+    #[arg(last = true, value_name = "WORD")]
+    pub words: Vec<OsString>,
 }
 
 /// Arguments of `nic`.

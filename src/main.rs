@@ -42,6 +42,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Restart(args) => return Ok(guest::restart(&args)?),
         Command::List(args) => guest::list(&args)?,
         Command::Console(args) => return Ok(guest::console(&args)?),
+        Command::Ssh(args) => return Err(guest::ssh(&args).into()),
         Command::Nic(args) => return Ok(guest::nic(&args)?),
         Command::Rm(args) => return Ok(guest::rm(&args)?),
         Command::Supervise(args) => return Ok(guest::supervise(&args)?),

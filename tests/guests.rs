@@ -3,6 +3,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::Duration;
 
@@ -394,6 +395,34 @@ fn a_nic_comes_and_goes_while_its_guest_runs() {
     assert!(!world.lab.host.run("ip -o link").contains("rt-lab"));
     world.ringtap("nic remove web1 1").failed(1, &["no NIC 1"]);
     console.run(&format!("ping -c 1 {}", support::lab::INTERNET));
+    world.ringtap("stop web1").succeeded();
+    world.nothing_is_left();
+}
+
+/// The tiny guest has no sshd: what stands in for ssh tells how it was called.
+#[test]
+fn ssh_is_called_with_the_address_that_the_guest_has() {
+    let world = World::new("cloud-init = { user = \"admin\" }");
+    let bin = world.lab.dir.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    let ssh = bin.join("ssh");
+    fs::write(&ssh, "#!/bin/sh\necho ssh \"$@\"\n").unwrap();
+    fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).unwrap();
+    let run = |words: &str| {
+        let mut command = world.lab.ringtap(words);
+        let path = std::env::var("PATH").unwrap();
+        command.env("PATH", format!("{}:{path}", bin.display()));
+        said(&mut command)
+    };
+    run("ssh web1").failed(1, &["guest web1 does not run"]);
+    run("ssh web2").failed(2, &["no guest is called `web2`"]);
+    world.ringtap("start web1").succeeded();
+    let mut console = world.console();
+    // Who has not been heard of yet has no address.
+    console.run("ping -c 1 192.168.100.1");
+    let called = run("ssh web1").succeeded();
+    let expected = format!("ssh -o HostKeyAlias=web1.ringtap -l admin {ADDRESS}\n");
+    assert_eq!(called, expected);
     world.ringtap("stop web1").succeeded();
     world.nothing_is_left();
 }

@@ -35,6 +35,7 @@ mod qemu;
 mod readiness;
 mod run_dir;
 mod seed;
+mod ssh;
 mod status;
 mod storage;
 mod supervise;
@@ -53,6 +54,7 @@ use run_dir::GuestDirError;
 
 pub use commands::{console, nic, restart, rm, run, start, stop};
 pub use list::list;
+pub use ssh::ssh;
 pub use status::status;
 pub use supervisor::supervise;
 
@@ -130,6 +132,14 @@ pub enum GuestError {
         #[source]
         cause: io::Error,
     },
+    /// Nobody knows where it can be reached.
+    #[error(
+        "guest {0} has no address that this host knows of: it has not booted so far, or none of its networks leads here"
+    )]
+    NoAddress(Name),
+    /// ssh can't be run.
+    #[error("cannot run ssh: install the package openssh-client")]
+    Ssh(#[source] io::Error),
     /// Its supervisor won't.
     #[error("guest {guest}: {reason}")]
     Refused {

@@ -199,6 +199,11 @@ impl NicRecord {
         }
     }
 
+    /// The tenant in whose namespace its link is, if it is one's.
+    pub fn tenant(&self) -> Option<&Name> {
+        self.plug.tenant()
+    }
+
     /// Its link on the host.
     pub fn link(&self) -> &IfName {
         self.plug.link()
