@@ -25,7 +25,8 @@ fn boot(lab: &Lab, accel: &str, disks: &[&Path], qemu_args: &[&str]) -> Console 
         "[guests.pxe]\ncpus = 1\nmemory = \"256M\"\naccel = {accel:?}\ndisks = {disks:?}\nqemu-args = {qemu_args:?}\n\
          nics = [{{ network = \"default\", ip = \"192.168.100.77\" }}]\n"
     ));
-    Console::start(&mut lab.ringtap("run pxe"))
+    // Firmware does not hear the power button.
+    Console::start(&mut lab.ringtap("run pxe --timeout 1"))
 }
 
 /// The lease of the guest's address, as dnsmasq's file has it.
