@@ -34,6 +34,13 @@ impl World {
         Self { lab, before }
     }
 
+    /// Adds to the file.
+    fn add(&self, more: &str) {
+        let file = self.lab.dir.path().join("ringtap.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(&file, text + more).unwrap();
+    }
+
     fn ringtap(&self, words: &str) -> Said {
         said(&mut self.lab.ringtap(words))
     }
@@ -316,9 +323,7 @@ fn ask_again(console: &mut Console, nic: &str, addresses: &str) {
 #[test]
 fn a_nic_moves_between_networks_while_its_guest_pings() {
     let world = World::new("");
-    let file = world.lab.dir.path().join("ringtap.toml");
-    let text = fs::read_to_string(&file).unwrap();
-    fs::write(&file, format!("{text}{LAB}")).unwrap();
+    world.add(LAB);
     world.ringtap("start web1").succeeded();
     let mut console = world.console();
     let internet = support::lab::INTERNET;
@@ -364,9 +369,7 @@ fn a_nic_moves_between_networks_while_its_guest_pings() {
 #[test]
 fn a_nic_comes_and_goes_while_its_guest_runs() {
     let world = World::new("");
-    let file = world.lab.dir.path().join("ringtap.toml");
-    let text = fs::read_to_string(&file).unwrap();
-    fs::write(&file, format!("{text}{LAB}")).unwrap();
+    world.add(LAB);
     world.ringtap("start web1").succeeded();
     let mut console = world.console();
     let nics = |console: &mut Console| console.run("ls /sys/class/net");

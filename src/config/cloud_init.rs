@@ -58,21 +58,17 @@ pub(super) fn read(reader: &Reader<'_>, section: &Section<'_>, name: &str) -> Op
     let mut known = vec!["hostname", "user-data"];
     known.extend(USER_DATA);
     reader.known_keys(&table, &known);
-    let hostname = reader.text(&table, "hostname");
-    let hostname = hostname.filter(|text| {
-        let sound = is_host_name(text.value);
-        if !sound {
-            reader.problem(
-                &text.span,
-                table.key("hostname"),
-                format!("{:?} is no host name", text.value),
-                "write letters, digits and hyphens, dots between them",
-            );
-        }
-        sound
-    });
+    let remedy = "write letters, digits and hyphens, dots between them";
+    let hostname = read_name(
+        reader,
+        &table,
+        "hostname",
+        is_host_name,
+        "host name",
+        remedy,
+    );
     Some(CloudInit {
-        hostname: hostname.map_or(name, |text| text.value).to_owned(),
+        hostname: hostname.unwrap_or_else(|| name.to_owned()),
         user_data: read_user_data(reader, &table)?,
     })
 }
@@ -93,18 +89,8 @@ fn read_user_data(reader: &Reader<'_>, table: &Section<'_>) -> Option<UserData> 
         let texts = reader.text_list(table, key);
         texts.iter().map(|text| text.value.to_owned()).collect()
     };
-    let user = reader.text(table, "user").filter(|text| {
-        let sound = is_user_name(text.value);
-        if !sound {
-            reader.problem(
-                &text.span,
-                table.key("user"),
-                format!("{:?} is no user name", text.value),
-                "write small letters, digits, _ and -, a letter first",
-            );
-        }
-        sound
-    });
+    let remedy = "write small letters, digits, _ and -, a letter first";
+    let user = read_name(reader, table, "user", is_user_name, "user name", remedy);
     let keys = reader.text_list(table, "ssh-keys");
     let keys = keys.iter().enumerate().map(|(index, text)| {
         let key = format!("{}[{index}]", table.key("ssh-keys"));
@@ -115,11 +101,29 @@ fn read_user_data(reader: &Reader<'_>, table: &Section<'_>) -> Option<UserData> 
         }
     });
     Some(UserData::Keys {
-        user: user.map(|text| text.value.to_owned()),
+        user,
         ssh_keys: super::all(keys)?,
         packages: texts("packages"),
         run: texts("run"),
     })
+}
+
+/// The text at `key`, if it is sound for what it names.
+fn read_name(
+    reader: &Reader<'_>,
+    table: &Section<'_>,
+    key: &str,
+    is_sound: fn(&str) -> bool,
+    kind: &str,
+    remedy: &str,
+) -> Option<String> {
+    let text = reader.text(table, key)?;
+    if is_sound(text.value) {
+        return Some(text.value.to_owned());
+    }
+    let cause = format!("{:?} is no {kind}", text.value);
+    reader.problem(&text.span, table.key(key), cause, remedy);
+    None
 }
 
 fn is_host_name(text: &str) -> bool {

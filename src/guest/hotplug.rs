@@ -19,7 +19,7 @@ use super::run_dir::GuestDirError;
 use super::supervise::Guarded;
 use crate::config::{Config, Network, Nic, NicVlans, Problems};
 use crate::network;
-use crate::types::{MacAddr, Name};
+use crate::types::{IfName, MacAddr, Name, QueuePairs};
 
 /// A guest that has a driver lets go of a device within a second or two.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -74,7 +74,7 @@ impl Guarded {
     /// # Errors
     /// See [`HotplugError`]; nothing has changed then.
     pub fn add_nic(&mut self, to: &Name) -> Result<usize, HotplugError> {
-        let config = self.config()?;
+        let config = Config::load(&self.host.config)?;
         let network = config.network(to)?;
         let index = (0..).find(|index| !self.nics.contains_key(index));
         let index = index.unwrap_or_default();
@@ -116,7 +116,7 @@ impl Guarded {
         if before == *to {
             return Err(HotplugError::SameNetwork(index, before));
         }
-        let config = self.config()?;
+        let config = Config::load(&self.host.config)?;
         let network = config.network(to)?;
         self.plug(&config, to)?;
         let as_it_is = |mut nic: Nic| {
@@ -148,7 +148,7 @@ impl Guarded {
                     self.make(index, &nic, network)
                 });
                 match back {
-                    Ok(made) => drop(self.nics.insert(index, made)),
+                    Ok(made) => drop(self.nics.insert(index, made.told_as(wiring))),
                     Err(lost) => tracing::error!("guest {name}: NIC {index} is lost: {lost}"),
                 }
                 Err(error)
@@ -156,14 +156,6 @@ impl Guarded {
         };
         self.settle()?;
         result
-    }
-
-    /// The file as it is now.
-    fn config(&self) -> Result<Config, Problems> {
-        match self.host.config.exists() {
-            true => Config::load(&self.host.config),
-            false => self.relaunch.config(),
-        }
     }
 
     fn plug(&mut self, config: &Config, network: &Name) -> Result<(), network::Error> {
@@ -180,17 +172,15 @@ impl Guarded {
         network: &Network,
     ) -> Result<HostNic, HotplugError> {
         let run_dir = network::run_dir_path(&self.host.run_dir)?;
-        let tap = crate::types::IfName::for_tap(self.relaunch.name(), index);
+        let tap = IfName::for_tap(self.relaunch.name(), index);
         let record = NicRecord::new(tap, index, nic, network, &run_dir, self.dir.path());
         self.record.nics.insert(index, record.clone());
         self.dir.write(&self.record)?;
-        Ok(HostNic::start(
-            record,
-            index,
-            nic,
-            network,
-            self.dir.path(),
-        )?)
+        let made = HostNic::start(record, index, nic, network, self.dir.path())?;
+        // Before the guest has it: who takes over then finds it whole.
+        self.record.nics.insert(index, made.record().clone());
+        self.dir.write(&self.record)?;
+        Ok(made)
     }
 
     /// Writes down what there is, and leaves the networks that no NIC is on any more.
@@ -293,7 +283,7 @@ fn nic_on(config: &Config, guest: &Name, index: usize, network: &Network) -> Nic
         addresses: Vec::new(),
         mac: MacAddr::derived_from(&format!("{guest}/{index}")),
         mtu: None,
-        queue_pairs: guest_of_file.map_or(crate::types::QueuePairs::ONE, |it| it.usual_pairs()),
+        queue_pairs: guest_of_file.map_or(QueuePairs::ONE, |it| it.usual_pairs()),
         rates: network.nic_rates,
         vlans: NicVlans::default(),
     }
@@ -303,11 +293,44 @@ fn nic_on(config: &Config, guest: &Name, index: usize, network: &Network) -> Nic
 fn lacks(old: &Wiring, new: &Wiring) -> Option<&'static str> {
     const USUAL: u32 = 1500;
     let mtu = |wiring: &Wiring| wiring.mtu.map_or(USUAL, u32::from);
-    if old.checksums && !new.checksums {
+    if old.mac != new.mac {
+        Some("has its uplink's MAC address for all")
+    } else if old.checksums && !new.checksums {
         Some("leaves nobody a checksum to make")
     } else if mtu(new) < mtu(old) {
         Some("has a smaller MTU")
     } else {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Mtu;
+
+    #[test]
+    fn a_device_moves_to_what_can_do_as_much_for_it() {
+        let wiring = |mac: &str, mtu: Option<u32>, checksums| Wiring {
+            socket: "/run/nic0.sock".into(),
+            mac: mac.parse().unwrap(),
+            queue_pairs: QueuePairs::ONE,
+            mtu: mtu.map(|mtu| Mtu::try_from(mtu).unwrap()),
+            checksums,
+        };
+        const MAC: &str = "52:54:00:00:00:01";
+        let old = wiring(MAC, None, true);
+        for (new, suits) in [
+            (wiring(MAC, None, true), true),
+            (wiring(MAC, Some(9000), true), true),
+            (wiring(MAC, Some(1400), true), false),
+            (wiring(MAC, None, false), false),
+            (wiring("52:54:00:00:00:02", None, true), false),
+        ] {
+            assert_eq!(lacks(&old, &new).is_none(), suits, "{new:?}");
+        }
+        let modest = wiring(MAC, Some(1400), false);
+        assert_eq!(lacks(&modest, &wiring(MAC, Some(1400), false)), None);
+        assert_eq!(lacks(&modest, &old), None);
     }
 }

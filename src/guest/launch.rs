@@ -20,7 +20,7 @@ use super::storage::{self, StorageError};
 use super::supervise::Guarded;
 use super::user::{User, UserError};
 use crate::cli::HostArgs;
-use crate::config::{Config, Guest, Problems, Restart};
+use crate::config::{Config, Guest, Restart};
 use crate::network::{self, Plugged};
 use crate::programs::{self, QEMU};
 use crate::report::causes;
@@ -38,17 +38,6 @@ impl Relaunch {
     /// The guest's name.
     pub fn name(&self) -> &Name {
         &self.name
-    }
-
-    /// The file that it was started from.
-    ///
-    /// # Errors
-    /// It can't be read any more.
-    pub fn config(&self) -> Result<Config, Problems> {
-        match &self.config {
-            Some(config) => Ok(config.clone()),
-            None => Config::parse("", Path::new(files::DEFINITION)),
-        }
     }
 
     /// Whether it is to be started anew when it has ended.
@@ -141,7 +130,8 @@ fn user(guest: &Guest, accel: Accelerator) -> Result<User, StartError> {
     Ok(User::of(&guest.name, guest.user.as_deref(), accel)?)
 }
 
-/// Looks at all that starting `guest` of `config` needs and that can be looked at before the host is touched. Gives as whom QEMU will run.
+/// Looks at all that starting `guest` of `config` needs and that can be looked at before the host is touched,
+/// and makes the disks that are to be made. Gives as whom QEMU will run.
 fn check(config: &Config, guest: &Guest) -> Result<User, GuestError> {
     let accel = KvmSupport::probe().choose(guest.accel)?;
     qemu_version()?;
@@ -192,6 +182,8 @@ pub fn launch(
     guarded.dir.define(config.text())?;
     guarded.dir.write(&guarded.record)?;
     start_nics(config, guest, &mut guarded)?;
+    // Whoever takes over from here on finds a guest with all of its NICs.
+    guarded.save()?;
     match guarded.start() {
         Ok(serial) => Ok((guarded, serial)),
         Err(error) => {

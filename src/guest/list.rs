@@ -10,8 +10,8 @@ use super::control::{Answer, Conversation, Phase, Request, State};
 use super::counters::{self, QueueCounters};
 use super::nic::stats_socket;
 use super::run_dir::{GuestDir, files, read_failure, read_record};
-use super::status::adopt_all;
 use super::supervise::now;
+use super::supervisor::watch_all;
 use crate::cli::{HostArgs, ListArgs};
 use crate::config::Config;
 use crate::network::{self, Addresses};
@@ -23,7 +23,7 @@ use crate::types::{IfName, MacAddr, Name, QueuePairs};
 /// # Errors
 /// See [`GuestError`].
 pub fn list(args: &ListArgs) -> Result<(), GuestError> {
-    adopt_all(&args.host)?;
+    watch_all(&args.host)?;
     let guests = look(&args.host)?;
     if args.json {
         print_json(&guests);

@@ -12,8 +12,8 @@ use super::GuestError;
 use super::counters::{self, QueueCounters};
 use super::nic::stats_socket;
 use super::run_dir::{GuestDir, read_record};
-use super::supervisor::watched;
-use crate::cli::{HostArgs, ReportArgs};
+use super::supervisor::watch_all;
+use crate::cli::ReportArgs;
 use crate::config::Config;
 use crate::network::{self, StatusReport};
 use crate::report::{print_json, say};
@@ -28,7 +28,7 @@ pub fn status(args: &ReportArgs) -> Result<ExitCode, GuestError> {
     let host = &args.network.host;
     let config = Config::load(&host.config)?;
     let chosen = config.chosen(&args.network.names)?;
-    adopt_all(host)?;
+    watch_all(host)?;
     let networks = network::status(host, &config, &chosen)?;
     let code = ExitCode::from(u8::from(!networks.all_up()));
     let report = Report {
@@ -42,18 +42,6 @@ pub fn status(args: &ReportArgs) -> Result<ExitCode, GuestError> {
         report.guests.iter().for_each(GuestStatus::print);
     }
     Ok(code)
-}
-
-/// Sees to it that each guest that runs is watched over.
-///
-/// # Errors
-/// A supervisor can't be started.
-pub fn adopt_all(host: &HostArgs) -> Result<(), GuestError> {
-    let run_dir = network::run_dir_path(&host.run_dir)?;
-    for guest in GuestDir::all(&run_dir) {
-        watched(host, &guest)?;
-    }
-    Ok(())
 }
 
 #[derive(Serialize)]

@@ -235,10 +235,13 @@ fn make(disk: &Disk) -> Result<(), StorageError> {
     let new = path.with_file_name(format!(".{name}.{}", std::process::id()));
     let made = create(disk, &new).and_then(|()| {
         // Unlike a rename this never takes the place of one that has come meanwhile.
-        fs::hard_link(&new, path).map_err(|cause| StorageError::Make {
-            path: path.clone(),
-            cause,
-        })
+        match fs::hard_link(&new, path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            linked => linked.map_err(|cause| StorageError::Make {
+                path: path.clone(),
+                cause,
+            }),
+        }
     });
     let _ = fs::remove_file(&new);
     made

@@ -33,7 +33,7 @@ use super::nic::HostNic;
 use super::patience::{Ending, Patience};
 use super::process::{Ended, GRACE, last_line};
 use super::run_dir::{GuestDir, GuestDirError, Record, files};
-use crate::cli::HostArgs;
+use crate::cli::{self, HostArgs};
 use crate::network::Plugged;
 use crate::report::causes;
 use crate::signals::EndRequests;
@@ -42,7 +42,7 @@ use crate::signals::EndRequests;
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a guest may take to power off that was asked by a signal.
-pub const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+const STOP_TIMEOUT: Duration = Duration::from_secs(cli::STOP_TIMEOUT as u64);
 
 /// Why a guest has failed that was to be taken over.
 pub const UNSEEN: &str = "QEMU ended while nobody watched over it";
@@ -469,7 +469,9 @@ impl Supervisor {
 
     /// What QEMU's end means.
     fn ending(&self, ended: Ended) -> Ending {
-        let by_itself = matches!(self.seen.shutdown, Some(ShutdownCause::guest_shutdown));
+        use ShutdownCause::{guest_reset, guest_shutdown};
+        // A reset ends a QEMU that was told so (`-no-reboot`).
+        let by_itself = matches!(self.seen.shutdown, Some(guest_shutdown | guest_reset));
         if self.stopping.is_some() {
             Ending::Asked
         } else if self.seen.panicked {
@@ -546,6 +548,9 @@ impl Supervisor {
         let Some(nic) = self.guarded.nics.get_mut(&index) else {
             return Ok(());
         };
+        if nic.backend().ended()?.is_none() {
+            return Ok(()); // another has taken its place, since the NIC has moved
+        }
         match nic.restart() {
             Ok(()) => watch(ops, nic.backend(), backend_event(index)),
             Err(error) => {

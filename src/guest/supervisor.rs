@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use rustix::process::{Signal, setsid};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
@@ -29,6 +30,9 @@ use crate::types::Name;
 
 /// What a supervisor says once its guest runs.
 const READY: &str = "ready";
+
+/// After this a wait is begun again; what is waited for has bounds of its own.
+const LIMIT: Duration = Duration::from_secs(3600);
 
 /// A supervisor that is on its way.
 #[derive(Debug)]
@@ -55,6 +59,7 @@ impl Starting {
     pub fn new(host: &HostArgs, guest: &Name, only_adopt: bool) -> Result<Self, GuestError> {
         let start = || {
             let (word, theirs) = UnixStream::pair()?;
+            word.set_nonblocking(true)?;
             let mut command = Command::new("/proc/self/exe");
             command.args(["supervise", guest.as_str(), "--config"]);
             command
@@ -98,8 +103,7 @@ impl Starting {
         } = self;
         let mut interrupted = false;
         loop {
-            let limit = std::time::Duration::from_secs(3600);
-            process.wait_with(&[word.as_fd(), signals.as_fd()], limit)?;
+            process.wait_with(&[word.as_fd(), signals.as_fd()], LIMIT)?;
             if signals.take()? > 0 {
                 interrupted = true;
                 process.signal(Signal::TERM);
@@ -109,7 +113,6 @@ impl Starting {
                 Some(ended) => return Ok(Started::Over(exit_code(ended))),
                 None => {}
             }
-            word.set_nonblocking(true)?;
             let mut bytes = [0; 16];
             match word.read(&mut bytes) {
                 Ok(count @ 1..) if !interrupted && bytes[..count] == *READY.as_bytes() => {
@@ -117,7 +120,7 @@ impl Starting {
                 }
                 Ok(_) => {
                     // Its end follows.
-                    process.wait_with(&[signals.as_fd()], limit)?;
+                    process.wait_with(&[signals.as_fd()], LIMIT)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
@@ -152,6 +155,18 @@ pub fn watched(host: &HostArgs, guest: &Name) -> Result<Option<PathBuf>, GuestEr
         Started::Over(_) => {}
     }
     Ok(is_watched(&dir).then_some(dir))
+}
+
+/// Sees to it that each guest that runs is watched over.
+///
+/// # Errors
+/// A supervisor can't be started.
+pub fn watch_all(host: &HostArgs) -> Result<(), GuestError> {
+    let run_dir = network::run_dir_path(&host.run_dir)?;
+    for guest in GuestDir::all(&run_dir) {
+        watched(host, &guest)?;
+    }
+    Ok(())
 }
 
 /// Whether somebody listens for commands in a guest's directory.

@@ -12,6 +12,8 @@ use rtnetlink::packet_route::neighbour::{
 
 use super::apply::netlink::{Netlink, NetlinkError};
 use super::journal::Journal;
+use super::observe::ObserveError;
+use super::plan::namespace;
 use super::port::beside;
 use super::{Error, leases, run_dir_path};
 use crate::cli::HostArgs;
@@ -41,9 +43,7 @@ impl Addresses {
             let tenant = record.and_then(|record| record.tenant.as_ref());
             let seen = match seen.entry(tenant) {
                 Entry::Occupied(seen) => seen.into_mut(),
-                Entry::Vacant(place) => {
-                    place.insert(beside(tenant, neighbours).map_err(Error::Watch)??)
-                }
+                Entry::Vacant(place) => place.insert(neighbours_of(tenant)?),
             };
             for (mac, ip) in seen {
                 known.add(network, *mac, *ip);
@@ -62,6 +62,16 @@ impl Addresses {
         let key = (network.clone(), mac);
         self.0.entry(key).or_default().insert(ip);
     }
+}
+
+/// As [`neighbours`], in the namespace of `tenant`, if the network is one's.
+fn neighbours_of(tenant: Option<&Name>) -> Result<Vec<(MacAddr, IpAddr)>, Error> {
+    let name = tenant.map(namespace);
+    let heard = beside(tenant, neighbours).map_err(|source| ObserveError::Namespace {
+        name: name.unwrap_or_default(),
+        source,
+    })?;
+    Ok(heard?)
 }
 
 /// Whom this host has heard of on its links of late, link-local addresses aside.
