@@ -1,11 +1,12 @@
 //! The command line: text to typed arguments, no I/O. Scripts outside the project rely on what is here.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::backend::BackendCommand;
+use crate::config::{Given, Memory, USUAL_FILE};
 use crate::types::Name;
 
 /// VM networking for one small host: a vhost-user-net backend, and a launcher for QEMU guests.
@@ -71,7 +72,7 @@ pub struct HostArgs {
     #[arg(
         long,
         value_name = "FILE",
-        default_value = "/etc/ringtap.toml",
+        default_value = USUAL_FILE,
         global = true
     )]
     pub config: PathBuf,
@@ -143,13 +144,91 @@ pub struct ReportArgs {
 /// Arguments of `run`.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
-    /// The guest to run
+    /// The guest to run [default: as its first --disk is called]
+    #[arg(value_name = "GUEST", required_unless_present = "disks")]
+    guest: Option<Name>,
+
+    /// What it is, if the file does not have it.
     #[command(flatten)]
-    pub guest: GuestArgs,
+    given: GivenArgs,
+
+    /// File and run directory.
+    #[command(flatten)]
+    pub host: HostArgs,
 
     /// How long the guest may take to power off when this command is asked to end, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = STOP_TIMEOUT)]
     pub timeout: u32,
+}
+
+impl RunArgs {
+    /// The guest meant.
+    pub fn guest(&self) -> Name {
+        self.guest.clone().unwrap_or_else(|| self.given.name())
+    }
+
+    /// What it is, if the person has said so.
+    pub fn given(&self) -> Option<Given> {
+        self.given.guest(&self.guest())
+    }
+}
+
+/// A guest that is not in the file; none without disks.
+#[derive(Debug, Clone, Args)]
+pub struct GivenArgs {
+    /// Make a guest of this image, without a word in the file; further ones are further disks
+    #[arg(long = "disk", value_name = "IMAGE")]
+    disks: Vec<String>,
+
+    /// A network that the guest is on; further ones are further NICs. `default` there is without a file
+    #[arg(
+        long = "network",
+        value_name = "NETWORK",
+        requires = "disks",
+        default_value = "default"
+    )]
+    networks: Vec<Name>,
+
+    /// Its memory
+    #[arg(long, value_name = "SIZE", requires = "disks", default_value = "1G")]
+    memory: Memory,
+
+    /// Its virtual CPUs
+    #[arg(long, value_name = "N", requires = "disks", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=255))]
+    cpus: u16,
+}
+
+impl GivenArgs {
+    /// What the first disk is called, as far as a guest can be called so.
+    fn name(&self) -> Name {
+        let stem = self
+            .disks
+            .first()
+            .and_then(|disk| Path::new(disk).file_stem());
+        let near = stem.and_then(|stem| Name::near(&stem.to_string_lossy()));
+        near.unwrap_or_else(|| "guest".parse().expect("a name"))
+    }
+
+    /// The words that give `guest` to another `ringtap`.
+    pub fn words(guest: &Given) -> Vec<String> {
+        let disks = guest.disks.iter().map(|disk| format!("--disk={disk}"));
+        let networks = guest.networks.iter();
+        let networks = networks.map(|network| format!("--network={network}"));
+        let (cpus, memory) = (guest.cpus, guest.memory);
+        let sizes = [format!("--cpus={cpus}"), format!("--memory={memory}")];
+        disks.chain(networks).chain(sizes).collect()
+    }
+
+    /// The guest of this name, as it is given.
+    pub fn guest(&self, name: &Name) -> Option<Given> {
+        (!self.disks.is_empty()).then(|| Given {
+            name: name.clone(),
+            cpus: self.cpus,
+            memory: self.memory,
+            disks: self.disks.clone(),
+            networks: self.networks.clone(),
+        })
+    }
 }
 
 /// How long a guest may take to power off unless the person says otherwise, in seconds.
@@ -291,6 +370,10 @@ pub struct SuperviseArgs {
     /// Only if it runs already, and nobody watches over it
     #[arg(long)]
     pub adopt: bool,
+
+    /// What it is, if the file does not have it.
+    #[command(flatten)]
+    pub given: GivenArgs,
 }
 
 #[cfg(test)]

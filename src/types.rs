@@ -203,6 +203,18 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The name that is nearest to `text`, if anything of it can be in one.
+    pub fn near(text: &str) -> Option<Self> {
+        let allowed = |c: char| match c {
+            'a'..='z' | '0'..='9' => c,
+            _ => '-',
+        };
+        let whole: String = text.to_ascii_lowercase().chars().map(allowed).collect();
+        let whole = whole.trim_matches('-');
+        let start = whole.get(..63).unwrap_or(whole); // all of it is ASCII by now
+        start.trim_end_matches('-').parse().ok()
+    }
 }
 
 impl FromStr for Name {
@@ -640,6 +652,10 @@ mod tests {
         for bad in ["", "-a", "a-", "Web1", "a.b", "a_b", &"x".repeat(64)] {
             assert!(bad.parse::<Name>().is_err(), "{bad}");
         }
+        let near = |text: &str| Name::near(text).map(|name| name.to_string());
+        assert_eq!(near("Old Disk_2.").as_deref(), Some("old-disk-2"));
+        assert_eq!(near(&"é9é".repeat(40)).map(|name| name.len()), Some(61));
+        assert_eq!(near("--"), None);
     }
 
     #[test]

@@ -6,9 +6,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
+use serde_json::Value;
 use support::console::Console;
+use support::host::said;
 use support::lab::{Lab, tiny_guest};
-use support::netns::{bounded, difference};
+use support::netns::{bounded, difference, until};
+use support::terminal::Person;
 
 /// Runs `ringtap run web1` with this file, which must fail and change nothing; returns what it said.
 fn refusal(lab: &Lab, code: i32, change: impl FnOnce(&mut Command)) -> String {
@@ -307,4 +310,49 @@ fn hidden(lab: &Lab, path: &str) -> Command {
     command.args(["-c", &script, path]);
     command.args(words.into_iter().skip_while(|word| *word != "sh"));
     command
+}
+
+/// The firmware of a machine with an empty disk asks the network for something to boot, and so has an address.
+#[test]
+fn a_disk_alone_makes_a_guest() {
+    let lab = Lab::new();
+    assert!(!Path::new("/etc/ringtap.toml").exists());
+    let before = lab.host.snapshot();
+    let path = lab.dir.path().join("Old disk.qcow2");
+    qemu_img(&["create", "-q", "-f", "qcow2", path.to_str().unwrap(), "16M"]);
+    let mut run = lab.ringtap_without_file("run --memory 128M --cpus 2 --network default");
+    run.arg("--disk").arg(&path);
+    let mut person = Person::start(run);
+    until("a guest that has an address", || {
+        let said = said(&mut lab.ringtap_without_file("list --json")).succeeded();
+        let guests: Value = serde_json::from_str(&said).unwrap();
+        let nic = &guests[0]["nics"][0];
+        let address = nic["addresses"][0].as_str().unwrap_or_default();
+        guests[0]["name"] == "old-disk"
+            && guests[0]["state"] == "running"
+            && nic["network"] == "default"
+            && nic["queue_pairs"] == 2
+            && address.starts_with("192.168.100.")
+    });
+    // What the file does not have can't be started again, and is not stopped for that.
+    said(&mut lab.ringtap_without_file("restart old-disk"))
+        .failed(2, &["/etc/ringtap.toml", "cannot read the file"]);
+    person.types("\x1d");
+    person.wait_for("guest old-disk runs on");
+    assert!(person.ends().success());
+    said(&mut lab.ringtap_without_file("stop old-disk --timeout 0")).succeeded();
+    assert_eq!(difference(&before, &lab.host.snapshot()), "");
+    assert!(!lab.run_dir().exists());
+}
+
+#[test]
+fn a_given_guest_is_refused_where_the_file_does_not_suit_it() {
+    let lab = Lab::new();
+    lab.configure(&guest(""));
+    let run = |words: &str| said(&mut lab.ringtap(words));
+    run("run web1 --disk x.qcow2").failed(2, &["guest `web1` in it already"]);
+    run("run --disk x.qcow2 --network defualt").failed(2, &["did you mean `default`?"]);
+    run("run web2 --network default").failed(2, &["--disk"]);
+    run("run --disk nowhere.qcow2").failed(1, &["nowhere.qcow2 does not exist"]);
+    assert!(!lab.run_dir().exists());
 }

@@ -14,6 +14,7 @@ mod dhcp_option;
 mod disk;
 mod dns;
 mod forward;
+mod given;
 mod guest;
 mod host;
 mod network;
@@ -43,6 +44,7 @@ pub use dhcp_option::DhcpOption;
 pub use disk::{Disk, Format, Image};
 pub use dns::{Dns, DnsName, Forwarder, Srv, Text};
 pub use forward::{Forward, Ports, Protocol, Target};
+pub use given::Given;
 pub use guest::{Accel, Firmware, Guest, Nic, NicVlans, Restart};
 pub use host::{BridgeNfCall, HostSettings};
 pub use network::{Ipv4, LanBridge, MacvtapMode, Mode, Network, Rates};
@@ -54,6 +56,9 @@ pub use switch::{Datapath, Switch};
 pub use tenant::TenantNet;
 pub use uplink::{Base, Bond, BondMode, Uplink};
 pub use values::{DhcpRange, DiskSize, Domain, Memory, Prefix, Subnet};
+
+/// The file where the person names none.
+pub const USUAL_FILE: &str = "/etc/ringtap.toml";
 
 /// What the file says.
 #[derive(Debug, Clone)]

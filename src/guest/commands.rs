@@ -10,7 +10,7 @@ use super::control::{Answer, Conversation, Outcome, Request};
 use super::launch::clean;
 use super::machine::Machine;
 use super::run_dir::{GuestDir, GuestDirError, files, read_failure};
-use super::supervisor::{Started, Starting, is_watched, watched};
+use super::supervisor::{Started, Starting, Wish, is_watched, watched};
 use super::terminal::{Console, Heard, Left, hear};
 use crate::cli::{
     GuestArgs, GuestsArgs, HostArgs, NicArgs, NicChange, RunArgs, StartArgs, StopArgs,
@@ -27,13 +27,14 @@ use crate::types::Name;
 /// # Errors
 /// See [`GuestError`].
 pub fn run(args: &RunArgs) -> Result<ExitCode, GuestError> {
-    let GuestArgs { guest, host } = &args.guest;
+    let (guest, host) = (&args.guest(), &args.host);
     let mut signals = EndRequests::catch().map_err(GuestError::Terminal)?;
     let dir = dir_of(host, guest)?;
     if is_watched(&dir) {
         return Err(GuestDirError::Running(guest.clone()).into());
     }
-    let supervisor = match Starting::new(host, guest, false)?.wait(&mut signals)? {
+    let starting = Starting::new(host, guest, &Wish::Start(args.given()))?;
+    let supervisor = match starting.wait(&mut signals)? {
         Started::Watching(process) => process,
         Started::Over(code) => return Ok(code),
     };
@@ -160,7 +161,7 @@ fn start_all(host: &HostArgs, guests: &[Name]) -> Result<ExitCode, GuestError> {
             say(format_args!("{guest}: runs already"));
             continue;
         }
-        starting.push((guest, Starting::new(host, guest, false)?));
+        starting.push((guest, Starting::new(host, guest, &Wish::Start(None))?));
     }
     let mut code = ExitCode::SUCCESS;
     for (guest, one) in starting {
@@ -213,6 +214,11 @@ fn stop_all(args: &GuestsArgs, timeout: u32) -> Result<Vec<Name>, GuestError> {
 /// # Errors
 /// See [`GuestError`].
 pub fn restart(args: &StopArgs) -> Result<ExitCode, GuestError> {
+    // One that could not be started any more is not to be stopped.
+    let config = Config::load(&args.guests.host.config)?;
+    for guest in chosen(&args.guests)? {
+        config.guest(&guest)?;
+    }
     let guests = stop_all(&args.guests, args.timeout)?;
     start_all(&args.guests.host, &guests)
 }

@@ -21,8 +21,8 @@ use super::machine::Machine;
 use super::process::{Ended, Process};
 use super::run_dir::{GuestDir, files, read_record};
 use super::supervise::{self as watch, Guarded, Sockets, UNSEEN};
-use crate::cli::{HostArgs, SuperviseArgs};
-use crate::config::{Config, Restart};
+use crate::cli::{GivenArgs, HostArgs, SuperviseArgs};
+use crate::config::{Config, Given, Restart};
 use crate::network;
 use crate::report::say;
 use crate::signals::EndRequests;
@@ -42,6 +42,15 @@ pub struct Starting {
     word: UnixStream,
 }
 
+/// What a supervisor is to do.
+#[derive(Debug)]
+pub enum Wish {
+    /// To take over a guest that runs, if there is one.
+    Adopt,
+    /// That, or to start it, as the file has it unless it is given.
+    Start(Option<Given>),
+}
+
 /// A supervisor that was started.
 #[derive(Debug)]
 pub enum Started {
@@ -56,7 +65,7 @@ impl Starting {
     ///
     /// # Errors
     /// Those of `exec`.
-    pub fn new(host: &HostArgs, guest: &Name, only_adopt: bool) -> Result<Self, GuestError> {
+    pub fn new(host: &HostArgs, guest: &Name, wish: &Wish) -> Result<Self, GuestError> {
         let start = || {
             let (word, theirs) = UnixStream::pair()?;
             word.set_nonblocking(true)?;
@@ -66,11 +75,16 @@ impl Starting {
                 .arg(&host.config)
                 .arg("--run-dir")
                 .arg(&host.run_dir);
-            command.args(only_adopt.then_some("--adopt"));
             command.stdin(OwnedFd::from(theirs));
-            if only_adopt {
-                // What the command itself has to say may be for programs.
-                command.stdout(io::stderr().as_fd().try_clone_to_owned()?);
+            match wish {
+                Wish::Adopt => {
+                    command.arg("--adopt");
+                    // What the command itself has to say may be for programs.
+                    command.stdout(io::stderr().as_fd().try_clone_to_owned()?);
+                }
+                Wish::Start(given) => {
+                    command.args(given.iter().flat_map(GivenArgs::words));
+                }
             }
             let process = Process::spawn(&mut command)?;
             Ok(Self {
@@ -150,7 +164,7 @@ pub fn watched(host: &HostArgs, guest: &Name) -> Result<Option<PathBuf>, GuestEr
         return Ok(None);
     }
     let mut signals = EndRequests::catch().map_err(GuestError::Supervision)?;
-    match Starting::new(host, guest, true)?.wait(&mut signals)? {
+    match Starting::new(host, guest, &Wish::Adopt)?.wait(&mut signals)? {
         Started::Watching(process) => process.leave(),
         Started::Over(_) => {}
     }
@@ -179,12 +193,11 @@ pub fn is_watched(dir: &Path) -> bool {
 /// # Errors
 /// See [`GuestError`].
 pub fn supervise(args: &SuperviseArgs) -> Result<ExitCode, GuestError> {
-    let host = &args.guest.host;
     let name = &args.guest.guest;
     // So that nothing that happens to the person's terminal happens to the guest.
     let _ = setsid();
     let signals = EndRequests::catch().map_err(GuestError::Supervision)?;
-    let Some((guarded, serial)) = begin(host, name, args.adopt)? else {
+    let Some((guarded, serial)) = begin(args)? else {
         return Ok(ExitCode::SUCCESS);
     };
     let sockets = Sockets::open(&guarded.dir).map_err(GuestError::Supervision)?;
@@ -203,7 +216,8 @@ pub fn supervise(args: &SuperviseArgs) -> Result<ExitCode, GuestError> {
 type Begun = (Guarded, Option<UnixStream>);
 
 /// The guest, taken over or started; none where there is nothing to take over and no more is wanted.
-fn begin(host: &HostArgs, name: &Name, only_adopt: bool) -> Result<Option<Begun>, GuestError> {
+fn begin(args: &SuperviseArgs) -> Result<Option<Begun>, GuestError> {
+    let (host, name, only_adopt) = (&args.guest.host, &args.guest.guest, args.adopt);
     let run_dir = network::run_dir_path(&host.run_dir)?;
     let mut dir = None;
     if GuestDir::of(&run_dir, name).exists() {
@@ -234,7 +248,10 @@ fn begin(host: &HostArgs, name: &Name, only_adopt: bool) -> Result<Option<Begun>
         clean(host, &locked)?;
         dir = Some(locked);
     }
-    let config = Config::load(&host.config)?;
+    let config = match args.given.guest(name) {
+        Some(given) => Config::load_with(&host.config, &given)?,
+        None => Config::load(&host.config)?,
+    };
     let dir = || match dir {
         Some(dir) => Ok(dir),
         None => Ok(GuestDir::lock(&run_dir, name)?),

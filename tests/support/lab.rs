@@ -215,6 +215,15 @@ impl Lab {
 
     /// `ringtap` with `words`, on the host, with the host's resolv.conf, file and run directory.
     pub fn ringtap(&self, words: &str) -> Command {
+        let mut command = self.ringtap_without_file(words);
+        command
+            .arg("--config")
+            .arg(self.dir.path().join("ringtap.toml"));
+        command
+    }
+
+    /// As [`Lab::ringtap`], without a word of a file.
+    pub fn ringtap_without_file(&self, words: &str) -> Command {
         let mut command = self.host.command("sh");
         let dir = self.dir.path();
         // In the mount namespace that `ip netns exec` has just made. A QEMU that is not root can't get at what lies in
@@ -227,9 +236,6 @@ impl Lab {
         command.args(words.split_whitespace());
         self.choose_qemu(&mut command, dir);
         command.env("RINGTAP_LOG", "info"); // backends inherit it
-        command
-            .arg("--config")
-            .arg(self.dir.path().join("ringtap.toml"));
         command.arg("--run-dir").arg(self.run_dir());
         command
     }
