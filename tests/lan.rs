@@ -3,7 +3,9 @@
 
 mod support;
 
+use serde_json::Value;
 use support::console::Console;
+use support::host::said;
 use support::lab::{INTERNET, Lab, tiny};
 use support::netns::{difference, until};
 
@@ -34,6 +36,13 @@ fn peer_on_the_lan(lab: &Lab, guest: &mut Console) -> String {
     ip
 }
 
+/// The guest's addresses, as the host lists them.
+fn listed(lab: &Lab) -> Vec<String> {
+    let list = said(&mut lab.ringtap("list --json")).succeeded();
+    let list: Value = serde_json::from_str(&list).unwrap();
+    serde_json::from_value(list[0]["nics"][0]["addresses"].clone()).unwrap()
+}
+
 fn status(lab: &Lab) -> String {
     lab.host.run(&format!(
         "{} status lan --config {} --run-dir {}",
@@ -62,7 +71,8 @@ fn a_guest_on_a_bridge_that_is_there_is_a_peer_on_the_lan() {
     });
     let before = host.snapshot();
     let mut guest = Console::boot(&mut lab.ringtap("run web1"));
-    peer_on_the_lan(&lab, &mut guest);
+    let ip = peer_on_the_lan(&lab, &mut guest);
+    assert_eq!(listed(&lab), [ip]);
     guest.run("ping -c 1 198.51.100.2");
     // The port has not shrunk the bridge, nor would a larger one be cut at it.
     let mtus = host.run("cat /sys/class/net/br0/mtu /sys/class/net/tap-web1-0/mtu");
@@ -98,6 +108,8 @@ fn a_guest_on_a_macvtap_is_a_peer_on_the_lan_and_not_the_hosts() {
         let ping = internet.attempt("ping -c 1 -W 1 2001:db8::9:1234");
         ping.status.success()
     });
+    // Neither has the host leased anything here nor can it ask: its backend has heard the guest speak of itself.
+    assert_eq!(listed(&lab), [&ip, "2001:db8::9:1234"]);
     let status = status(&lab);
     assert!(status.starts_with("lan: up\n  uplink up0\n"), "{status}");
 

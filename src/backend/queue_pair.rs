@@ -28,6 +28,7 @@ use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 use super::chain::{BadChain, Direction};
 use super::counters::Counters;
 use super::dirty_log::RegionLog;
+use super::heard::{Heard, Packet};
 use super::memory::Slice;
 use super::rate::{Pacer, Quota};
 use super::ring::{Chain, MAX_SIZE, Ring};
@@ -121,12 +122,22 @@ impl FrameFormat {
             return false;
         };
         let [gso_type] = read_at(buffers, GSO_TYPE);
-        let ether_types = [0, VLAN_TAG].map(|tag| {
-            let at = self.header.bytes() + ETHERNET - 2 + tag;
-            u16::from_be_bytes(read_at(buffers, at))
-        });
-        let tags = ether_types.iter().take_while(|kind| VLAN.contains(kind));
-        gso_type == 0 && over > tags.count() * VLAN_TAG
+        let (_, packet) = self.packet(buffers);
+        let tags = packet - self.header.bytes() - ETHERNET;
+        gso_type == 0 && over > tags
+    }
+
+    /// What is in a frame, by its EtherType, and where that begins; VLAN tags, two at most, are passed over.
+    fn packet(self, buffers: &[Slice<'_>]) -> (u16, usize) {
+        let untagged = self.header.bytes() + ETHERNET;
+        let mut at = untagged;
+        loop {
+            let ether_type = u16::from_be_bytes(read_at(buffers, at - 2));
+            if !VLAN.contains(&ether_type) || at == untagged + 2 * VLAN_TAG {
+                return (ether_type, at);
+            }
+            at += VLAN_TAG;
+        }
     }
 }
 
@@ -141,6 +152,8 @@ pub struct QueuePair {
     pub rx_counters: Counters,
     /// What became of frames from the guest.
     pub tx_counters: Counters,
+    /// Who the guest says it is.
+    pub heard: Heard,
     /// The limit of the first; none where `None`.
     pub rx_pacer: Option<Pacer>,
     /// The limit of the second.
@@ -164,6 +177,7 @@ impl QueuePair {
             tx: Vring::default(),
             rx_counters: Counters::default(),
             tx_counters: Counters::default(),
+            heard: Heard::default(),
             rx_pacer: None,
             tx_pacer: None,
             draining: false,
@@ -304,6 +318,7 @@ impl QueuePair {
             tap: self.tx.enabled.then_some(&self.tap),
             format: self.format,
             counters: &mut self.tx_counters,
+            heard: &mut self.heard,
             quota,
         };
         let mut end = transmit.burst(&mut ring);
@@ -369,6 +384,7 @@ struct Transmit<'m> {
     tap: Option<&'m TapQueue>,
     format: FrameFormat,
     counters: &'m mut Counters,
+    heard: &'m mut Heard,
     quota: Quota,
 }
 
@@ -422,6 +438,8 @@ impl<'m> Transmit<'m> {
                 self.counters.frames += 1;
                 self.counters.gso_frames += u64::from(is_gso(buffers));
                 self.counters.bytes += bytes as u64;
+                let (ether_type, at) = self.format.packet(buffers);
+                self.heard.listen(ether_type, &Behind { buffers, at });
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(TapFull),
             // A header the kernel does not accept, or a tap that is down: the frame is lost, as on a cable.
@@ -432,6 +450,18 @@ impl<'m> Transmit<'m> {
 }
 
 struct TapFull;
+
+/// What is in a frame behind its headers.
+struct Behind<'a> {
+    buffers: &'a [Slice<'a>],
+    at: usize,
+}
+
+impl Packet for Behind<'_> {
+    fn at<const N: usize>(&self, offset: usize) -> [u8; N] {
+        read_at(self.buffers, self.at + offset)
+    }
+}
 
 /// One burst into a receiveq.
 struct Receive<'m> {

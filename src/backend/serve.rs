@@ -379,7 +379,7 @@ impl Server {
         let Some(stats) = &self.stats else {
             return Ok(());
         };
-        stats.serve(|| Ok(render(&self.name, &self.device.counters()?)))
+        stats.serve(|| Ok(render(&self.name, &self.device.report()?)))
     }
 }
 

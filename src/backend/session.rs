@@ -24,7 +24,6 @@ use vhost::vhost_user::message::{
 use vm_memory::ByteValued;
 
 use super::config_space::ConfigSpace;
-use super::counters::Counters;
 use super::dirty_log::DirtyLog;
 use super::features::{Extra, Features, offered_protocol_features};
 use super::memory::{GuestMemory, MemoryError, Region};
@@ -32,7 +31,7 @@ use super::message::{ConfigRange, Connection, Message, MessageError, Request, Vr
 use super::queue_pair::{FrameFormat, Side};
 use super::ring::{RingError, RingLayout, RingPosition};
 use super::vring::{Notifier, Started};
-use super::worker::{Worker, WorkerError};
+use super::worker::{Report, Worker, WorkerError};
 use crate::tap::TapSettings;
 use crate::types::{Mtu, QueuePairs, QueueSize};
 
@@ -236,12 +235,12 @@ impl Device {
         Ok(())
     }
 
-    /// What every pair has counted: receiveq, transmitq.
+    /// What every pair has seen.
     ///
     /// # Errors
     /// Where a worker is gone.
-    pub fn counters(&self) -> Result<Vec<[Counters; 2]>, WorkerError> {
-        self.workers.iter().map(Worker::counters).collect()
+    pub fn report(&self) -> Result<Vec<Report>, WorkerError> {
+        self.workers.iter().map(Worker::report).collect()
     }
 
     /// Logs what every pair has counted.
@@ -250,7 +249,7 @@ impl Device {
     /// Where a worker is gone.
     pub fn log_counters(&self) -> Result<(), WorkerError> {
         for (pair, worker) in self.workers.iter().enumerate() {
-            let [rx, tx] = worker.counters()?;
+            let Report { rx, tx, .. } = worker.report()?;
             tracing::info!("pair {pair} rx: {rx}");
             tracing::info!("pair {pair} tx: {tx}");
         }

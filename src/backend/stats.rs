@@ -1,7 +1,7 @@
-//! Counters for Prometheus: text over HTTP on a unix socket or a loopback address.
+//! Counters and addresses for Prometheus: text over HTTP on a unix socket or a loopback address.
 //!
 //! # Theory of operation
-//! The main loop accepts, asks the workers for their counters, and hands connection and text to a thread that lives
+//! The main loop accepts, asks the workers for what they have seen, and hands connection and text to a thread that lives
 //! for this one answer: at most `DEADLINE`, whatever the client does, and at most `MOST_CLIENTS` of them. So a
 //! slow client harms neither the loop nor anybody else. Any request is answered alike; it is read only so that the
 //! connection can be closed in order.
@@ -9,9 +9,10 @@
 //! [`render`] is pure: the format is Prometheus' text exposition format 0.0.4. `queue` is `receiveq` or `transmitq`
 //! as virtio names them, `pair` counts from 0.
 
+use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ use thiserror::Error;
 use super::chain::BadChain;
 use super::counters::Counters;
 use super::socket::{Socket, SocketError};
+use super::worker::Report;
 use crate::types::InvalidValue;
 
 /// How long one answer may take in all.
@@ -300,6 +302,9 @@ const METRICS: &[Metric] = &[
     ),
 ];
 
+/// What tells an address of the guest, as the label `address`.
+pub const GUEST_ADDRESS: &str = "ringtap_guest_address";
+
 /// Why frames were dropped, as the label `reason`, and where they are counted.
 type Drop = (&'static str, fn(&Counters) -> u64);
 
@@ -309,8 +314,8 @@ const DROPS: &[Drop] = &[
     ("disabled", |c| c.disabled),
 ];
 
-/// The counters of every pair (receiveq, transmitq) as Prometheus text; `tap` is what frames go through.
-pub fn render(tap: &str, pairs: &[[Counters; 2]]) -> String {
+/// What every pair has seen as Prometheus text; `tap` is what frames go through.
+pub fn render(tap: &str, pairs: &[Report]) -> String {
     let mut text = Exposition {
         text: String::new(),
         tap: escape(tap),
@@ -335,13 +340,14 @@ pub fn render(tap: &str, pairs: &[[Counters; 2]]) -> String {
         let label = format!(",kind=\"{}\"", snake_case(&format!("{kind:?}")));
         text.lines("bad_chains", &label, |c| c.bad_chains.of(kind));
     }
+    text.addresses();
     text.text
 }
 
 struct Exposition<'a> {
     text: String,
     tap: String,
-    pairs: &'a [[Counters; 2]],
+    pairs: &'a [Report],
 }
 
 impl Exposition<'_> {
@@ -353,8 +359,8 @@ impl Exposition<'_> {
 
     /// A line for every queue; `label` is one more, with a comma before it.
     fn lines(&mut self, name: &str, label: &str, value: impl Fn(&Counters) -> u64) {
-        for (pair, queues) in self.pairs.iter().enumerate() {
-            for (queue, counters) in ["receiveq", "transmitq"].iter().zip(queues) {
+        for (pair, report) in self.pairs.iter().enumerate() {
+            for (queue, counters) in [("receiveq", &report.rx), ("transmitq", &report.tx)] {
                 let _ = writeln!(
                     self.text,
                     "ringtap_{name}_total{{tap=\"{}\",pair=\"{pair}\",queue=\"{queue}\"{label}}} {}",
@@ -362,6 +368,22 @@ impl Exposition<'_> {
                     value(counters)
                 );
             }
+        }
+    }
+
+    /// A line for every address of the guest, whichever queue it was heard on.
+    fn addresses(&mut self) {
+        let of_all = self.pairs.iter().flat_map(|pair| pair.heard.addresses());
+        let addresses: BTreeSet<IpAddr> = of_all.collect();
+        let help = "Addresses by which the guest has made itself heard of late.";
+        let _ = writeln!(self.text, "# HELP {GUEST_ADDRESS} {help}");
+        let _ = writeln!(self.text, "# TYPE {GUEST_ADDRESS} gauge");
+        for address in addresses {
+            let tap = &self.tap;
+            let _ = writeln!(
+                self.text,
+                "{GUEST_ADDRESS}{{tap=\"{tap}\",address=\"{address}\"}} 1"
+            );
         }
     }
 }
@@ -388,6 +410,7 @@ fn snake_case(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::heard::Heard;
     use super::*;
 
     #[test]
@@ -427,7 +450,9 @@ mod tests {
             disabled: 3,
             ..Counters::default()
         };
-        let text = render("t\"0", &[[rx, tx], Default::default()]);
+        let mut heard = Heard::default();
+        heard.remember("192.0.2.5".parse().unwrap());
+        let text = render("t\"0", &[Report { rx, tx, heard }, Default::default()]);
         for line in [
             "# TYPE ringtap_frames_total counter",
             r#"ringtap_frames_total{tap="t\"0",pair="0",queue="receiveq"} 7"#,
@@ -437,13 +462,14 @@ mod tests {
             r#"ringtap_dropped_total{tap="t\"0",pair="0",queue="receiveq",reason="not_taken"} 2"#,
             r#"ringtap_dropped_total{tap="t\"0",pair="0",queue="transmitq",reason="disabled"} 3"#,
             r#"ringtap_bad_chains_total{tap="t\"0",pair="0",queue="receiveq",kind="size"} 1"#,
+            r#"ringtap_guest_address{tap="t\"0",address="192.0.2.5"} 1"#,
         ] {
             assert!(text.lines().any(|other| other == line), "{line}\n{text}");
         }
         let samples = text.lines().filter(|line| !line.starts_with('#')).count();
         assert_eq!(
             samples,
-            4 * (METRICS.len() + DROPS.len() + BadChain::ALL.len())
+            4 * (METRICS.len() + DROPS.len() + BadChain::ALL.len()) + 1
         );
     }
 

@@ -27,6 +27,7 @@ use event_manager::{
 use thiserror::Error;
 
 use super::counters::Counters;
+use super::heard::Heard;
 use super::queue_pair::{FrameFormat, QueuePair, RxEnd, Side, TxEnd};
 use super::rate::Pacer;
 use super::spin::Spin;
@@ -51,6 +52,17 @@ pub enum WorkerError {
     /// Its thread could not be started.
     #[error("queue pair worker's thread")]
     Spawn(#[source] io::Error),
+}
+
+/// What a queue pair has seen so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Of its receiveq.
+    pub rx: Counters,
+    /// Of its transmitq.
+    pub tx: Counters,
+    /// Who the guest says it is.
+    pub heard: Heard,
 }
 
 /// A queue pair at work in its own thread; ends with this value.
@@ -164,12 +176,16 @@ impl Worker {
         })
     }
 
-    /// What was counted so far: receiveq, transmitq.
+    /// What it has seen so far.
     ///
     /// # Errors
     /// Where the worker is gone.
-    pub fn counters(&self) -> Result<[Counters; 2], WorkerError> {
-        self.with_loop(|pair_loop| [pair_loop.pair.rx_counters, pair_loop.pair.tx_counters])
+    pub fn report(&self) -> Result<Report, WorkerError> {
+        self.with_loop(|pair_loop| Report {
+            rx: pair_loop.pair.rx_counters,
+            tx: pair_loop.pair.tx_counters,
+            heard: pair_loop.pair.heard.clone(),
+        })
     }
 
     fn with_loop<T: Send + 'static>(

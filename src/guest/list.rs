@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use super::GuestError;
 use super::control::{Answer, Conversation, Phase, Request, State};
-use super::counters::{self, QueueCounters};
 use super::nic::stats_socket;
 use super::run_dir::{GuestDir, files, read_failure, read_record};
+use super::stats::{self, QueueCounters};
 use super::supervise::now;
 use super::supervisor::watch_all;
 use crate::cli::{HostArgs, ListArgs};
@@ -136,16 +136,17 @@ fn look(host: &HostArgs) -> Result<Vec<Guest>, GuestError> {
                 .into_iter()
                 .flat_map(|record| &record.nics)
                 .map(|(index, nic)| {
-                    let queues = counters::of(&stats_socket(&dir, *index)).unwrap_or_default();
+                    let told = stats::of(&stats_socket(&dir, *index)).unwrap_or_default();
+                    let known = addresses.of(&nic.network, nic.mac);
                     Nic {
                         index: *index,
                         network: nic.network.clone(),
                         link: nic.link().clone(),
                         mac: nic.mac,
                         queue_pairs: nic.queue_pairs,
-                        addresses: addresses.of(&nic.network, nic.mac).collect(),
-                        rx_bytes: bytes(&queues, "receiveq"),
-                        tx_bytes: bytes(&queues, "transmitq"),
+                        addresses: known.chain(told.addresses).collect(),
+                        rx_bytes: bytes(&told.queues, "receiveq"),
+                        tx_bytes: bytes(&told.queues, "transmitq"),
                     }
                 })
                 .collect(),

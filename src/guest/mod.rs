@@ -18,7 +18,6 @@
 mod accel;
 mod commands;
 mod control;
-mod counters;
 mod handed;
 mod host_memory;
 mod hotplug;
@@ -36,6 +35,7 @@ mod readiness;
 mod run_dir;
 mod seed;
 mod ssh;
+mod stats;
 mod status;
 mod storage;
 mod supervise;

@@ -1,13 +1,15 @@
 //! `ringtap ssh`: becomes ssh, at the address that a guest has.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 use super::GuestError;
-use super::nic::NicRecord;
+use super::nic::{NicRecord, stats_socket};
 use super::run_dir::read_record;
+use super::stats;
 use super::supervisor::watched;
 use crate::cli::{GuestArgs, SshArgs};
 use crate::config::Config;
@@ -25,8 +27,8 @@ pub fn ssh(args: &SshArgs) -> GuestError {
 fn become_ssh(args: &SshArgs) -> Result<std::convert::Infallible, GuestError> {
     let GuestArgs { guest, host } = &args.guest;
     let config = Config::load(&host.config);
-    let record = watched(host, guest)?.and_then(|dir| read_record(&dir));
-    let Some(record) = record else {
+    let running = watched(host, guest)?.and_then(|dir| Some((read_record(&dir)?, dir)));
+    let Some((record, dir)) = running else {
         config?.guest(guest)?;
         return Err(GuestError::NotRunning(guest.clone()));
     };
@@ -37,7 +39,7 @@ fn become_ssh(args: &SshArgs) -> Result<std::convert::Infallible, GuestError> {
         .collect();
     let known = Addresses::on(host, &networks)?;
     let (nic, ip) =
-        best(record.nics.values(), &known).ok_or_else(|| GuestError::NoAddress(guest.clone()))?;
+        best(&record.nics, &known, &dir).ok_or_else(|| GuestError::NoAddress(guest.clone()))?;
     let of_file = config.ok().and_then(|config| {
         let told = config.guests.get(guest)?.cloud_init.as_ref()?;
         told.user().map(str::to_owned)
@@ -57,15 +59,25 @@ fn become_ssh(args: &SshArgs) -> Result<std::convert::Infallible, GuestError> {
     Err(failed.unwrap_or_else(GuestError::Ssh))
 }
 
-/// Where a guest is best reached: by its first NIC of which an address is known, and by IPv4 if there is a choice.
+/// Where a guest is best reached: by its first NIC of which the host knows an address, else by one of which its backend does;
+/// and by IPv4 if there is a choice.
 fn best<'n>(
-    nics: impl Iterator<Item = &'n NicRecord>,
+    nics: &'n BTreeMap<usize, NicRecord>,
     known: &Addresses,
+    dir: &Path,
 ) -> Option<(&'n NicRecord, IpAddr)> {
-    nics.filter_map(|nic| {
-        let mut addresses: Vec<IpAddr> = known.of(&nic.network, nic.mac).collect();
-        addresses.sort_by_key(|ip| (ip.is_ipv6(), *ip));
-        Some((nic, *addresses.first()?))
-    })
-    .next()
+    let by_host = nics.values().map(|nic| {
+        let known = known.of(&nic.network, nic.mac);
+        (nic, known.collect())
+    });
+    let by_backend = nics.iter().map(|(index, nic)| {
+        let told = stats::of(&stats_socket(dir, *index)).unwrap_or_default();
+        (nic, told.addresses)
+    });
+    let all = by_host.chain(by_backend);
+    let mut best = all.filter_map(|(nic, addresses): (_, BTreeSet<IpAddr>)| {
+        let first = addresses.into_iter().min_by_key(|ip| (ip.is_ipv6(), *ip));
+        Some((nic, first?))
+    });
+    best.next()
 }

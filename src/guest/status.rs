@@ -9,9 +9,9 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::GuestError;
-use super::counters::{self, QueueCounters};
 use super::nic::stats_socket;
 use super::run_dir::{GuestDir, read_record};
+use super::stats::{self, QueueCounters};
 use super::supervisor::watch_all;
 use crate::cli::ReportArgs;
 use crate::config::Config;
@@ -85,12 +85,12 @@ impl GuestStatus {
             nics: nics
                 .into_iter()
                 .map(|(index, nic)| {
-                    let answer = counters::of(&stats_socket(&dir, index));
+                    let answer = stats::of(&stats_socket(&dir, index));
                     NicStatus {
                         tap: nic.link().clone(),
                         network: nic.network,
                         error: answer.as_ref().err().map(ToString::to_string),
-                        queues: answer.unwrap_or_default(),
+                        queues: answer.unwrap_or_default().queues,
                     }
                 })
                 .collect(),

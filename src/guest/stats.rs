@@ -1,12 +1,15 @@
-//! What a backend has counted, as it tells: Prometheus text over HTTP on a unix socket in its guest's directory.
+//! What a backend has counted and heard of its guest, as it tells: Prometheus text over HTTP on a unix socket in its guest's directory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
+
+use crate::backend::stats::GUEST_ADDRESS;
 
 /// A backend answers within microseconds, or not at all.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -22,12 +25,33 @@ pub struct QueueCounters {
     pub counters: BTreeMap<String, u64>,
 }
 
-/// What the backend that tells its counters on `socket` has counted.
+/// What a backend tells.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// In order of appearance.
+    pub queues: Vec<QueueCounters>,
+    /// By which the guest has made itself heard of late.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// What the backend tells that listens on `socket`.
 ///
 /// # Errors
 /// It does not answer.
-pub fn of(socket: &Path) -> io::Result<Vec<QueueCounters>> {
-    ask(socket).map(|text| parse(&text))
+pub fn of(socket: &Path) -> io::Result<Stats> {
+    ask(socket).map(|text| Stats {
+        queues: parse(&text),
+        addresses: text.lines().filter_map(address).collect(),
+    })
+}
+
+/// The address in a line that tells one of the guest's.
+fn address(line: &str) -> Option<IpAddr> {
+    let labels = line.strip_prefix(GUEST_ADDRESS)?.strip_prefix('{')?;
+    let (labels, _) = labels.rsplit_once("} ")?;
+    let mut labels = split_labels(labels).into_iter();
+    let (_, ip) = labels.find(|(label, _)| *label == "address")?;
+    ip.parse().ok()
 }
 
 /// What is not zero, in a line.
@@ -134,6 +158,8 @@ fn split_labels(mut text: &str) -> Vec<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::stats::render;
+    use crate::backend::worker::Report;
 
     #[test]
     fn samples_are_gathered_by_queue() {
@@ -150,8 +176,11 @@ mod tests {
 
     #[test]
     fn what_the_backend_renders_is_understood() {
-        let counters = crate::backend::counters::Counters::default();
-        let text = crate::backend::stats::render("t\"0", &[[counters; 2], [counters; 2]]);
+        let mut report = Report::default();
+        report.heard.remember("2001:db8::5".parse().unwrap());
+        let text = render("t\"0", &[report.clone(), report]);
+        let addresses: Vec<_> = text.lines().filter_map(address).collect();
+        assert_eq!(addresses, ["2001:db8::5".parse::<IpAddr>().unwrap()]);
         let queues = parse(&text);
         let names: Vec<_> = queues.iter().map(|it| (&it.queue[..], it.pair)).collect();
         let expected = [
@@ -161,7 +190,8 @@ mod tests {
             ("transmitq", 1),
         ];
         assert_eq!(names, expected);
-        let samples = text.lines().filter(|line| !line.starts_with('#')).count();
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let samples = samples.filter(|line| line.contains("_total")).count();
         let parsed: usize = queues.iter().map(|it| it.counters.len()).sum();
         assert_eq!(parsed, samples);
         assert_eq!(queues[0].to_string(), "receiveq 0: nothing yet");
