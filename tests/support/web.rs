@@ -90,12 +90,15 @@ fn answer(stream: TcpStream, shelf: &Mutex<BTreeMap<String, Vec<u8>>>) -> std::i
     {}
     let path = request.split(' ').nth(1).unwrap_or_default();
     let blob = shelf.lock().unwrap().get(path).cloned();
-    let blob = blob.ok_or(std::io::ErrorKind::NotFound)?;
+    let (status, blob) = match blob {
+        Some(blob) => ("200 OK", blob),
+        None => ("404 Not Found", Vec::new()),
+    };
     let mut stream = &stream;
+    let length = blob.len();
     write!(
         stream,
-        "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n",
-        blob.len()
+        "HTTP/1.0 {status}\r\nContent-Length: {length}\r\n\r\n"
     )?;
     stream.write_all(&blob)
 }
