@@ -14,7 +14,7 @@ use ringtap::config::{Config, Nic, NicVlans, Rates};
 use ringtap::types::{MacAddr, QueuePairs};
 use tempfile::TempDir;
 
-use super::netns::{BOUND, Netns, bounded, difference, require, wait};
+use super::netns::{BOUND, Netns, bounded_by, difference, require, wait};
 
 /// A pretend host with a file and a place for the run directory.
 pub struct Host {
@@ -156,7 +156,12 @@ pub fn nic(network: &str, mac: MacAddr) -> Nic {
 }
 
 pub fn said(command: &mut Command) -> Said {
-    let output = bounded(command, "");
+    said_by(BOUND, command)
+}
+
+/// As [`said`], for what takes longer.
+pub fn said_by(bound: Duration, command: &mut Command) -> Said {
+    let output = bounded_by(bound, command, "");
     Said {
         code: output.status.code(),
         out: String::from_utf8_lossy(&output.stdout).into_owned(),

@@ -253,6 +253,11 @@ pub fn run(program: &str, args: &[&str]) {
 
 /// Runs `command` with `input` to its end, which must come within [`BOUND`].
 pub fn bounded(command: &mut Command, input: &str) -> Output {
+    bounded_by(BOUND, command, input)
+}
+
+/// As [`bounded`], for what takes longer.
+pub fn bounded_by(bound: Duration, command: &mut Command, input: &str) -> Output {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -264,8 +269,8 @@ pub fn bounded(command: &mut Command, input: &str) -> Output {
     let stderr = reader(child.stderr.take());
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
-    let status = wait(&mut child, BOUND);
-    let status = status.unwrap_or_else(|| panic!("{command:?} was not done within {BOUND:?}"));
+    let status = wait(&mut child, bound);
+    let status = status.unwrap_or_else(|| panic!("{command:?} was not done within {bound:?}"));
     Output {
         status,
         stdout: stdout.join().expect("stdout"),
@@ -297,10 +302,15 @@ pub fn wait(child: &mut Child, bound: Duration) -> Option<std::process::ExitStat
 }
 
 /// Waits until `check` holds; fails the test, saying `what`, if it does not within [`BOUND`].
-pub fn until(what: &str, mut check: impl FnMut() -> bool) {
-    let deadline = Instant::now() + BOUND;
+pub fn until(what: &str, check: impl FnMut() -> bool) {
+    until_by(BOUND, what, check);
+}
+
+/// As [`until`], for what takes longer.
+pub fn until_by(bound: Duration, what: &str, mut check: impl FnMut() -> bool) {
+    let deadline = Instant::now() + bound;
     while !check() {
-        assert!(Instant::now() < deadline, "not within {BOUND:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {bound:?}: {what}");
         thread::sleep(Duration::from_millis(20));
     }
 }

@@ -55,7 +55,12 @@ impl Person {
 
     /// Waits until `mark` is on the screen.
     pub fn wait_for(&mut self, mark: &str) {
-        let deadline = Instant::now() + BOUND + Duration::from_secs(30);
+        self.wait_for_by(BOUND + Duration::from_secs(30), mark);
+    }
+
+    /// As [`Self::wait_for`], for what takes longer.
+    pub fn wait_for_by(&mut self, bound: Duration, mark: &str) {
+        let deadline = Instant::now() + bound;
         while !self.text.contains(mark) {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.screen.recv_timeout(left) {
