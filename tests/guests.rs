@@ -402,30 +402,56 @@ fn a_nic_comes_and_goes_while_its_guest_runs() {
     world.nothing_is_left();
 }
 
-/// The tiny guest has no sshd: what stands in for ssh tells how it was called.
-#[test]
-fn ssh_is_called_with_the_address_that_the_guest_has() {
-    let world = World::new("cloud-init = { user = \"admin\" }");
+/// The guests here have no sshd: what stands in for ssh tells how it was called.
+fn have_ssh(world: &World) {
     let bin = world.lab.dir.path().join("bin");
     fs::create_dir(&bin).unwrap();
     let ssh = bin.join("ssh");
     fs::write(&ssh, "#!/bin/sh\necho ssh \"$@\"\n").unwrap();
     fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).unwrap();
-    let run = |words: &str| {
-        let mut command = world.lab.ringtap(words);
-        let path = std::env::var("PATH").unwrap();
-        command.env("PATH", format!("{}:{path}", bin.display()));
-        said(&mut command)
-    };
-    run("ssh web1").failed(1, &["guest web1 does not run"]);
-    run("ssh web2").failed(2, &["no guest is called `web2`"]);
+}
+
+/// `ringtap ssh` with that.
+fn ssh(world: &World, words: &str) -> Said {
+    let mut command = world.lab.ringtap(&format!("ssh {words}"));
+    let bin = world.lab.dir.path().join("bin");
+    let path = std::env::var("PATH").unwrap();
+    command.env("PATH", format!("{}:{path}", bin.display()));
+    said(&mut command)
+}
+
+#[test]
+fn ssh_is_called_with_the_address_that_the_guest_has() {
+    let world = World::new("cloud-init = { user = \"admin\" }");
+    have_ssh(&world);
+    ssh(&world, "web1").failed(1, &["guest web1 does not run"]);
+    ssh(&world, "web2").failed(2, &["no guest is called `web2`"]);
     world.ringtap("start web1").succeeded();
     let mut console = world.console();
     // Who has not been heard of yet has no address.
     console.run("ping -c 1 192.168.100.1");
-    let called = run("ssh web1").succeeded();
+    let called = ssh(&world, "web1").succeeded();
     let expected = format!("ssh -o HostKeyAlias=web1.ringtap -l admin {ADDRESS}\n");
     assert_eq!(called, expected);
     world.ringtap("stop web1").succeeded();
+    world.nothing_is_left();
+}
+
+#[test]
+fn a_guest_with_addresses_that_nobody_leases_is_found_before_it_speaks() {
+    let world = World::new("");
+    have_ssh(&world);
+    world.add(
+        "[networks.public]\nmode = \"routed\"\nsubnet = \"10.67.0.0/24\"\nipv6 = \"fd00:67::/64\"\n\
+         [guests.web2]\nmemory = \"256M\"\n\
+         nics = [{ network = \"public\", addresses = [\"2001:db8::7\", \"203.0.113.7\"] }]\n",
+    );
+    world.ringtap("start web2").succeeded();
+    let called = ssh(&world, "web2").succeeded();
+    assert_eq!(called, "ssh -o HostKeyAlias=web2.ringtap 203.0.113.7\n");
+    let web2 = &world.list()[1]["nics"][0];
+    let addresses = serde_json::json!(["203.0.113.7", "2001:db8::7"]);
+    assert_eq!(web2["addresses"], addresses);
+    world.ringtap("stop web2 --timeout 0").succeeded();
     world.nothing_is_left();
 }

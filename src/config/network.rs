@@ -1,6 +1,7 @@
 //! Networks of the file: their types, and how they are read.
 
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -15,7 +16,7 @@ use super::switch::{self, Switch};
 use super::tenant;
 use super::uplink::{self, Uplink};
 use super::values::{DhcpRange, Domain, Prefix, Subnet};
-use super::{Read, ReadMap, parse_each, section_name};
+use super::{Nic, Read, ReadMap, parse_each, section_name};
 use crate::types::{Family, IfName, Mtu, Name, Rate, RateLimit};
 
 /// A network that guests' NICs are plugged into.
@@ -146,6 +147,14 @@ impl Network {
     /// Whether its NICs are ipvtaps, which get what is for their addresses alone.
     pub fn is_told_addresses(&self) -> bool {
         matches!(self.mode, Mode::Ipvtap { .. })
+    }
+
+    /// Those addresses of `nic`, which is on it, that nobody leases: its guest must know them.
+    pub fn static_addresses(&self, nic: &Nic) -> Vec<IpAddr> {
+        match self.is_told_addresses() {
+            true => nic.told().collect(),
+            false => nic.addresses.clone(),
+        }
     }
 
     /// Whether ringtap makes a bridge for it.

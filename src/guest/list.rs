@@ -137,14 +137,13 @@ fn look(host: &HostArgs) -> Result<Vec<Guest>, GuestError> {
                 .flat_map(|record| &record.nics)
                 .map(|(index, nic)| {
                     let told = stats::of(&stats_socket(&dir, *index)).unwrap_or_default();
-                    let known = addresses.of(&nic.network, nic.mac);
                     Nic {
                         index: *index,
                         network: nic.network.clone(),
                         link: nic.link().clone(),
                         mac: nic.mac,
                         queue_pairs: nic.queue_pairs,
-                        addresses: known.chain(told.addresses).collect(),
+                        addresses: &nic.addresses(&addresses) | &told.addresses,
                         rx_bytes: bytes(&told.queues, "receiveq"),
                         tx_bytes: bytes(&told.queues, "transmitq"),
                     }

@@ -3,7 +3,9 @@
 //! What a NIC is made of is written down ([`NicRecord`]) before it is made: whoever takes over from a supervisor that died
 //! takes over its backends, or deletes what is left of them.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,6 +21,7 @@ use super::qemu::Wiring;
 use super::readiness::Readiness;
 use crate::backend::{BackendArgs, Endpoint, HostLink, StatsAddr};
 use crate::config::{Mode, Network, Nic};
+use crate::network::Addresses;
 use crate::network::ipvtap::{Ipvtap, IpvtapError, IpvtapWish};
 use crate::network::port::{self, Attached, PortError, beside};
 use crate::programs;
@@ -95,6 +98,9 @@ pub struct NicRecord {
     pub queue_pairs: QueuePairs,
     /// The guest's MAC address on it.
     pub mac: MacAddr,
+    /// Those addresses of the guest's that nobody leases; records of older versions have none.
+    #[serde(default)]
+    static_addresses: Vec<IpAddr>,
     /// The words after the program's name that make ringtap its backend.
     backend: Vec<String>,
     /// What plugs it in.
@@ -190,6 +196,7 @@ impl NicRecord {
             network: network.name.clone(),
             queue_pairs: nic.queue_pairs,
             mac: nic.mac,
+            static_addresses: network.static_addresses(nic),
             backend: words
                 .into_iter()
                 .map(|word| word.to_string_lossy().into_owned())
@@ -202,6 +209,12 @@ impl NicRecord {
     /// The tenant in whose namespace its link is, if it is one's.
     pub fn tenant(&self) -> Option<&Name> {
         self.plug.tenant()
+    }
+
+    /// The guest's addresses on it: its static ones, and what the host knows besides.
+    pub fn addresses(&self, known: &Addresses) -> BTreeSet<IpAddr> {
+        let known = known.of(&self.network, self.mac);
+        known.chain(self.static_addresses.iter().copied()).collect()
     }
 
     /// Its link on the host.

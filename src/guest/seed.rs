@@ -158,10 +158,7 @@ fn ethernet(network: &Network, nic: &Nic) -> Value {
     let mut config = Map::new();
     let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
     set("match", json!({ "macaddress": nic.mac.to_string() }));
-    let told: Vec<IpAddr> = match network.is_told_addresses() {
-        true => nic.told().collect(),
-        false => nic.addresses.clone(),
-    };
+    let told = network.static_addresses(nic);
     let (mut addresses, mut routes, mut servers) = (Vec::new(), Vec::new(), Vec::new());
     for family in Family::BOTH {
         let mut singles = told

@@ -66,18 +66,13 @@ fn best<'n>(
     known: &Addresses,
     dir: &Path,
 ) -> Option<(&'n NicRecord, IpAddr)> {
-    let by_host = nics.values().map(|nic| {
-        let known = known.of(&nic.network, nic.mac);
-        (nic, known.collect())
-    });
+    let by_host = nics.values().map(|nic| (nic, nic.addresses(known)));
     let by_backend = nics.iter().map(|(index, nic)| {
         let told = stats::of(&stats_socket(dir, *index)).unwrap_or_default();
         (nic, told.addresses)
     });
-    let all = by_host.chain(by_backend);
-    let mut best = all.filter_map(|(nic, addresses): (_, BTreeSet<IpAddr>)| {
-        let first = addresses.into_iter().min_by_key(|ip| (ip.is_ipv6(), *ip));
-        Some((nic, first?))
-    });
-    best.next()
+    // IPv4 is before IPv6.
+    let first =
+        |(nic, addresses): (_, BTreeSet<IpAddr>)| Some((nic, addresses.into_iter().next()?));
+    by_host.chain(by_backend).find_map(first)
 }
