@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::addresses::Addresses;
+use super::addresses::{Addresses, no_such_addresses};
 use super::cloud_init::CloudInit;
 use super::disk::Disk;
 use super::network::{Mode, Network, Rates, read_mtu};
@@ -14,7 +14,7 @@ use super::reader::{Reader, Section};
 use super::values::Memory;
 use super::{Read, ReadMap, all, parse_each, read_count, section_name};
 use super::{cloud_init, disk, uplink};
-use crate::types::{IfName, MacAddr, Mtu, Name, QueuePairs, VlanId};
+use crate::types::{Family, IfName, MacAddr, Mtu, Name, QueuePairs, VlanId};
 
 /// So many pairs of queues a NIC has at most, unless the file says otherwise.
 const MOST_PAIRS: u16 = 8;
@@ -442,6 +442,8 @@ fn read_nic<'t>(
                 format!("network {name} routes nobody's addresses"),
                 "leave it out, or put the NIC on a network with mode = \"routed\"",
             );
+        } else if !network.is_told_addresses() {
+            check_singles(reader, table, &singles, network);
         }
     }
     if let (Some(mtu), Some(network)) = (mtu, &network.value)
@@ -466,6 +468,24 @@ fn read_nic<'t>(
         rates: own.or(usual.unwrap_or_default()),
         vlans,
     })
+}
+
+/// The gateway of a single address is the network's, of its family.
+fn check_singles(reader: &Reader<'_>, table: &Section<'_>, singles: &[IpAddr], network: &Network) {
+    let mut refused = singles.iter().map(|ip| Family::of(*ip));
+    let Some(family) = refused.find(|family| network.prefix(*family).is_none()) else {
+        return;
+    };
+    let key = match family {
+        Family::Ipv4 => "subnet",
+        Family::Ipv6 => "ipv6",
+    };
+    reader.problem(
+        &table.span_of("addresses"),
+        table.key("addresses"),
+        format!("network {} has no {family} gateway for them", network.name),
+        no_such_addresses(network, key),
+    );
 }
 
 /// An ipvtap has the uplink's MAC address, and gets what is for addresses that are known beforehand.
