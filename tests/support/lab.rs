@@ -41,6 +41,12 @@ pub fn tiny(name: &str, host: u8, qemu_args: &[&str]) -> String {
     )
 }
 
+/// The disk of the Debian guest, made if need be: a base for others.
+pub fn debian_guest() -> PathBuf {
+    make("guests/debian/build");
+    Path::new(ROOT).join("target/guests/debian/debian.qcow2")
+}
+
 /// Which QEMU the guests run in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Qemu {
