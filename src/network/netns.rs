@@ -29,7 +29,7 @@ fn path(name: &str) -> PathBuf {
     Path::new(DIR).join(name)
 }
 
-/// The names that are taken: by namespaces, or files that are none.
+/// The names of those that there are. A file alone, as one leaves who is killed while a namespace is made, is none.
 ///
 /// # Errors
 /// The directory can't be read.
@@ -38,7 +38,10 @@ pub fn names() -> io::Result<BTreeSet<String>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
         entries => entries?,
     };
-    let name = |entry: io::Result<fs::DirEntry>| Ok(entry?.file_name().into_string().ok());
+    let name = |entry: io::Result<fs::DirEntry>| {
+        let name = entry?.file_name().into_string().ok();
+        Ok(name.filter(|name| matches!(open(&path(name)), Ok(Some(_)))))
+    };
     entries
         .filter_map(|entry| name(entry).transpose())
         .collect()
