@@ -7,10 +7,12 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::RawFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, OFlags, linkat};
+use rustix::io::Errno;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -231,20 +233,63 @@ fn make(disk: &Disk) -> Result<(), StorageError> {
         return Ok(());
     }
     refuse_to_make(disk)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let new = path.with_file_name(format!(".{name}.{}", std::process::id()));
-    let made = create(disk, &new).and_then(|()| {
-        // Unlike a rename this never takes the place of one that has come meanwhile.
-        match fs::hard_link(&new, path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            linked => linked.map_err(|cause| StorageError::Make {
-                path: path.clone(),
-                cause,
-            }),
+    let failed = |cause| StorageError::Make {
+        path: path.clone(),
+        cause,
+    };
+    let new = NewFile::beside(path).map_err(failed)?;
+    create(disk, &new.path())?;
+    new.becomes(path).map_err(failed)
+}
+
+/// A file that is being made.
+struct NewFile {
+    file: File,
+    /// None where the file system has files without a name: whoever is killed meanwhile leaves nothing then.
+    name: Option<PathBuf>,
+}
+
+impl NewFile {
+    /// One that is to be at `path`.
+    fn beside(path: &Path) -> io::Result<Self> {
+        let mut options = File::options();
+        options.read(true).write(true);
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        let mut unnamed = options.clone();
+        unnamed.custom_flags(OFlags::TMPFILE.bits() as i32);
+        if let Ok(file) = unnamed.open(directory) {
+            return Ok(Self { file, name: None });
         }
-    });
-    let _ = fs::remove_file(&new);
-    made
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = path.with_file_name(format!(".{name}.{}", std::process::id()));
+        Ok(Self {
+            file: options.create(true).truncate(true).open(&name)?,
+            name: Some(name),
+        })
+    }
+
+    /// By what other processes find it.
+    fn path(&self) -> PathBuf {
+        let number = self.file.as_raw_fd();
+        let by_number = || format!("/proc/{}/fd/{number}", std::process::id()).into();
+        self.name.clone().unwrap_or_else(by_number)
+    }
+
+    /// Puts it at `path`, unless one has come there meanwhile: unlike a rename a link never takes another's place.
+    fn becomes(self, path: &Path) -> io::Result<()> {
+        match linkat(CWD, self.path(), CWD, path, AtFlags::SYMLINK_FOLLOW) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            let _ = fs::remove_file(name);
+        }
+    }
 }
 
 fn create(disk: &Disk, new: &Path) -> Result<(), StorageError> {
