@@ -10,7 +10,7 @@ use super::control::{Answer, Conversation, Outcome, Request};
 use super::launch::clean;
 use super::machine::Machine;
 use super::run_dir::{GuestDir, GuestDirError, files, read_failure};
-use super::supervisor::{Started, Starting, Wish, is_watched, watched};
+use super::supervisor::{Started, Starting, Wish, is_watched, watched, watched_in_the_end};
 use super::terminal::{Console, Heard, Left, hear};
 use crate::cli::{
     GuestArgs, GuestsArgs, HostArgs, NicArgs, NicChange, RunArgs, StartArgs, StopArgs,
@@ -190,7 +190,7 @@ fn stop_all(args: &GuestsArgs, timeout: u32) -> Result<Vec<Name>, GuestError> {
     let mut signals = EndRequests::catch().map_err(GuestError::Terminal)?;
     let mut asked = Vec::new();
     for guest in &guests {
-        let Some(dir) = watched(&args.host, guest)? else {
+        let Some(dir) = watched_in_the_end(&args.host, guest, &mut signals)? else {
             say(format_args!("{guest}: does not run"));
             continue;
         };

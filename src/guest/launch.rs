@@ -14,7 +14,7 @@ use super::host_memory::{self, MemoryError};
 use super::machine::{self, Machine, MachineError, WithSerial};
 use super::nic::{HostNic, NicRecord};
 use super::qemu::{self, Files, Parts, SocketFds, Version, Wiring};
-use super::run_dir::{GuestDir, Record, files};
+use super::run_dir::{GuestDir, Record, files, read_failure};
 use super::seed::{self, SeedError};
 use super::storage::{self, StorageError};
 use super::supervise::Guarded;
@@ -171,6 +171,7 @@ pub fn launch(
         record: Record {
             config: config.path().to_owned(),
             started: 0,
+            ends: false,
             nics: planned(config, guest, &run_dir, dir.path())?,
         },
         dir,
@@ -276,14 +277,33 @@ pub fn adopt(
 /// # Errors
 /// See [`GuestError`].
 pub fn clean(host: &HostArgs, dir: &GuestDir) -> Result<(), GuestError> {
-    if let Some(record) = dir.record() {
-        let plugged = plugged_again(host, &record)?;
-        for (index, nic) in &record.nics {
-            nic.clean(*index, dir.path());
-        }
-        drop(plugged);
-    }
+    take_back(host, dir)?;
     Ok(dir.empty()?)
+}
+
+/// As [`clean`], but for the logs of one that has failed, and for why.
+///
+/// # Errors
+/// See [`GuestError`].
+pub fn clean_but_logs(host: &HostArgs, dir: &mut GuestDir) -> Result<(), GuestError> {
+    take_back(host, dir)?;
+    match read_failure(dir.path()) {
+        Some(reason) => Ok(dir.keep_logs(&reason)?),
+        None => Ok(dir.empty()?),
+    }
+}
+
+/// Takes away all of a guest but what is in its directory.
+fn take_back(host: &HostArgs, dir: &GuestDir) -> Result<(), GuestError> {
+    let Some(record) = dir.record() else {
+        return Ok(());
+    };
+    let plugged = plugged_again(host, &record)?;
+    for (index, nic) in &record.nics {
+        nic.clean(*index, dir.path());
+    }
+    drop(plugged);
+    Ok(())
 }
 
 fn plugged_again(host: &HostArgs, record: &Record) -> Result<Plugged, GuestError> {

@@ -120,6 +120,11 @@ pub enum GuestError {
     /// It does not run.
     #[error("guest {0} does not run: `ringtap start {0}` starts it")]
     NotRunning(Name),
+    /// It was waited for in vain.
+    #[error(
+        "guest {0} is on its way up or down, and not there yet: `ringtap list` shows how it is"
+    )]
+    Busy(Name),
     /// Its supervisor has died or does not answer.
     #[error("guest {0}: nobody watches over it any more; `ringtap start {0}` sees to it")]
     Lost(Name),

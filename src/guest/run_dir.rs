@@ -70,8 +70,11 @@ pub enum GuestDirError {
 pub struct Record {
     /// Where the file was that it was started from.
     pub config: PathBuf,
-    /// When QEMU was started last, in seconds since 1970.
+    /// When QEMU was started last, in seconds since 1970; 0 before that.
     pub started: u64,
+    /// Whether its end was asked for, or has come.
+    #[serde(default)]
+    pub ends: bool,
     /// Its NICs, by number.
     pub nics: BTreeMap<usize, NicRecord>,
 }
@@ -184,13 +187,21 @@ impl GuestDir {
         self.clear(|_| false)
     }
 
+    /// Writes down why the guest has failed.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn note_failure(&self, failure: &str) -> Result<(), GuestDirError> {
+        self.put(files::FAILURE, failure)
+    }
+
     /// The directory stays with the logs, and with why the guest failed.
     ///
     /// # Errors
     /// The file system's.
     pub fn keep_logs(&mut self, failure: &str) -> Result<(), GuestDirError> {
         self.stays = true;
-        self.put(files::FAILURE, failure)?;
+        self.note_failure(failure)?;
         self.clear(|name| name.ends_with(".log") || name == files::FAILURE)
     }
 

@@ -96,8 +96,19 @@ impl Guarded {
         self.dir.write(&self.record)
     }
 
+    /// Writes down that the guest is to end: who takes over then brings it to its end, and does not start it anew.
+    fn note_end(&mut self) {
+        self.record.ends = true;
+        if let Err(error) = self.save() {
+            tracing::warn!("{}", causes(&error));
+        }
+    }
+
     /// Takes all of it down but the logs, for a person to see why.
     pub fn end_keeping_logs(self, reason: &str) {
+        if let Err(error) = self.dir.note_failure(reason) {
+            tracing::warn!("{}", causes(&error));
+        }
         let Self {
             machine,
             nics,
@@ -377,6 +388,7 @@ impl Supervisor {
             forced: false,
         });
         stopping.deadline = stopping.deadline.min(deadline);
+        self.guarded.note_end();
         if self.guarded.machine.is_none() {
             self.outcome = Some(Ok(Outcome::Stopped)); // it had ended, and was to be started anew
             return Ok(());
@@ -587,6 +599,7 @@ impl Supervisor {
                 self.watch_machine(serial, ops)?;
                 // Whoever has ended it while it was being started does not wait for it to boot.
                 match self.signals.take()? {
+                    0 if self.guarded.record.ends => self.stop(STOP_TIMEOUT, ops),
                     0 => Ok(()),
                     _ => self.stop(Duration::ZERO, ops),
                 }
@@ -614,6 +627,7 @@ impl Supervisor {
     /// Takes down what is left of the guest, and tells those who wait for it.
     fn finish(mut self, outcome: Outcome) -> io::Result<Outcome> {
         self.sockets.hub.finish();
+        self.guarded.note_end();
         match &outcome {
             Outcome::Failed(reason) => self.guarded.end_keeping_logs(reason),
             _ => drop(self.guarded),

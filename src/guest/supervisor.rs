@@ -9,17 +9,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, setsid};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use super::GuestError;
 use super::control::{Conversation, Outcome, Request};
-use super::launch::{adopt, clean, launch};
+use super::launch::{adopt, clean, clean_but_logs, launch};
 use super::machine::Machine;
 use super::process::{Ended, Process};
-use super::run_dir::{GuestDir, files, read_record};
+use super::run_dir::{GuestDir, GuestDirError, files, read_failure, read_record};
 use super::supervise::{self as watch, Guarded, Sockets, UNSEEN};
 use crate::cli::{GivenArgs, HostArgs, SuperviseArgs};
 use crate::config::{Config, Given, Restart};
@@ -33,6 +34,15 @@ const READY: &str = "ready";
 
 /// After this a wait is begun again; what is waited for has bounds of its own.
 const LIMIT: Duration = Duration::from_secs(3600);
+
+/// Who takes a guest down, or looks after what is left of one, is done within this.
+const SHORT: Duration = Duration::from_secs(10);
+
+/// One that is being started is there within this.
+const LONG: Duration = Duration::from_secs(120);
+
+/// Nothing tells when a lock is given back.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// A supervisor that is on its way.
 #[derive(Debug)]
@@ -111,9 +121,9 @@ impl Starting {
 
     fn hear(self, signals: &mut EndRequests) -> io::Result<Started> {
         let Self {
+            guest,
             mut process,
             mut word,
-            ..
         } = self;
         let mut interrupted = false;
         loop {
@@ -124,7 +134,7 @@ impl Starting {
             }
             match process.ended()? {
                 Some(_) if interrupted => return Ok(Started::Over(ExitCode::FAILURE)),
-                Some(ended) => return Ok(Started::Over(exit_code(ended))),
+                Some(ended) => return Ok(Started::Over(exit_code(&guest, ended))),
                 None => {}
             }
             let mut bytes = [0; 16];
@@ -143,10 +153,18 @@ impl Starting {
     }
 }
 
-fn exit_code(ended: Ended) -> ExitCode {
+/// That of a supervisor, which has said why it failed unless it was killed.
+fn exit_code(guest: &Name, ended: Ended) -> ExitCode {
     match ended {
-        Ended::With(status) => ExitCode::from(status.code().map_or(1, |code| code as u8)),
-        Ended::Unseen => ExitCode::FAILURE,
+        Ended::With(status) if status.code().is_some() => {
+            ExitCode::from(status.code().map_or(1, |code| code as u8))
+        }
+        ended => {
+            tracing::error!(
+                "guest {guest}: its supervisor was killed on its way ({ended}); `ringtap start {guest}` tries again"
+            );
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -160,7 +178,8 @@ pub fn watched(host: &HostArgs, guest: &Name) -> Result<Option<PathBuf>, GuestEr
     if is_watched(&dir) {
         return Ok(Some(dir));
     }
-    if read_record(&dir).is_none() {
+    // Of one that has failed there are the logs, and no more.
+    if !dir.exists() || (read_record(&dir).is_none() && read_failure(&dir).is_some()) {
         return Ok(None);
     }
     let mut signals = EndRequests::catch().map_err(GuestError::Supervision)?;
@@ -169,6 +188,30 @@ pub fn watched(host: &HostArgs, guest: &Name) -> Result<Option<PathBuf>, GuestEr
         Started::Over(_) => {}
     }
     Ok(is_watched(&dir).then_some(dir))
+}
+
+/// As [`watched`], but one that is on its way up or down is waited for, until `signals` come.
+///
+/// # Errors
+/// Those of [`watched`]; it takes too long.
+pub fn watched_in_the_end(
+    host: &HostArgs,
+    guest: &Name,
+    signals: &mut EndRequests,
+) -> Result<Option<PathBuf>, GuestError> {
+    let dir = GuestDir::of(&network::run_dir_path(&host.run_dir)?, guest);
+    let end = Instant::now() + LONG;
+    loop {
+        let watched = watched(host, guest)?;
+        if watched.is_some() || !dir.exists() || read_failure(&dir).is_some() {
+            return Ok(watched);
+        }
+        let interrupted = signals.take().map_err(GuestError::Supervision)? > 0;
+        if interrupted || Instant::now() > end {
+            return Err(GuestError::Busy(guest.clone()));
+        }
+        thread::sleep(PAUSE);
+    }
 }
 
 /// Sees to it that each guest that runs is watched over.
@@ -183,9 +226,11 @@ pub fn watch_all(host: &HostArgs) -> Result<(), GuestError> {
     Ok(())
 }
 
-/// Whether somebody listens for commands in a guest's directory.
+/// Whether somebody answers commands in a guest's directory: one that is about to end does not any more.
 pub fn is_watched(dir: &Path) -> bool {
-    Conversation::begin(&dir.join(files::CONTROL), &Request::State).is_ok()
+    let asked = Conversation::begin(&dir.join(files::CONTROL), &Request::State);
+    let answer = asked.and_then(|mut asked| asked.next());
+    answer.is_ok_and(|answer| answer.is_some())
 }
 
 /// `ringtap supervise`: starts a guest, or takes it over, and watches over it until it ends.
@@ -215,49 +260,94 @@ pub fn supervise(args: &SuperviseArgs) -> Result<ExitCode, GuestError> {
 /// A guest to watch over, with QEMU's serial line if that runs.
 type Begun = (Guarded, Option<UnixStream>);
 
+/// What somebody else has left in a guest's directory.
+enum Left {
+    /// The guest.
+    Guest(Box<Begun>),
+    /// Nothing that whoever only adopts has to do with.
+    Nothing,
+    /// What was half made or half taken down, and is gone: the directory is free.
+    Room(GuestDir),
+}
+
 /// The guest, taken over or started; none where there is nothing to take over and no more is wanted.
 fn begin(args: &SuperviseArgs) -> Result<Option<Begun>, GuestError> {
     let (host, name, only_adopt) = (&args.guest.host, &args.guest.guest, args.adopt);
     let run_dir = network::run_dir_path(&host.run_dir)?;
-    let mut dir = None;
+    let mut room = None;
     if GuestDir::of(&run_dir, name).exists() {
-        let locked = GuestDir::lock(&run_dir, name)?;
-        let qemu = Machine::running(locked.path());
-        if let Some(record) = locked.record()
-            && (qemu.is_some() || only_adopt)
-        {
-            if let Some(qemu) = &qemu {
-                say(format_args!(
-                    "guest {name} runs already (QEMU's pid is {}): watching over it again",
-                    qemu.pid
-                ));
-            }
-            let runs = qemu.is_some();
-            let (guarded, serial) = adopt(host, name, locked, record, qemu)?;
-            if !runs && guarded.relaunch.policy() == Restart::No {
-                guarded.end_keeping_logs(UNSEEN);
-                return Ok(None);
-            }
-            return Ok(Some((guarded, serial)));
+        match take_over(host, &run_dir, name, only_adopt)? {
+            Left::Guest(begun) => return Ok(Some(*begun)),
+            Left::Nothing => return Ok(None),
+            Left::Room(dir) => room = Some(dir),
         }
-        if only_adopt {
-            locked.leave(); // the logs of one that has failed, say
-            return Ok(None);
-        }
-        drop(qemu.map(Process::from)); // one without a record, which is of no use
-        clean(host, &locked)?;
-        dir = Some(locked);
     }
     let config = match args.given.guest(name) {
         Some(given) => Config::load_with(&host.config, &given)?,
         None => Config::load(&host.config)?,
     };
-    let dir = || match dir {
-        Some(dir) => Ok(dir),
-        None => Ok(GuestDir::lock(&run_dir, name)?),
-    };
+    let dir = || room.map_or_else(|| lock(&run_dir, name), Ok);
     let (guarded, serial) = launch(host, &config, name, dir)?;
     Ok(Some((guarded, Some(serial))))
+}
+
+/// Takes over a guest that runs, or is to run again by its policy; takes away what else there is of it.
+fn take_over(
+    host: &HostArgs,
+    run_dir: &Path,
+    name: &Name,
+    only_adopt: bool,
+) -> Result<Left, GuestError> {
+    let mut dir = match GuestDir::lock(run_dir, name) {
+        Err(GuestDirError::Running(_)) if only_adopt => return Ok(Left::Nothing), // it is looked after
+        Err(GuestDirError::Running(_)) => lock(run_dir, name)?,
+        locked => locked?,
+    };
+    let qemu = Machine::running(dir.path());
+    match (dir.record(), qemu) {
+        (Some(mut record), Some(qemu)) => {
+            say(format_args!(
+                "guest {name} runs already (QEMU's pid is {}): watching over it again",
+                qemu.pid
+            ));
+            record.ends &= only_adopt; // who starts it wants it to go on
+            let begun = adopt(host, name, dir, record, Some(qemu))?;
+            Ok(Left::Guest(Box::new(begun)))
+        }
+        (Some(record), None) if only_adopt && record.started > 0 && !record.ends => {
+            let (guarded, serial) = adopt(host, name, dir, record, None)?;
+            if guarded.relaunch.policy() == Restart::No {
+                guarded.end_keeping_logs(UNSEEN);
+                return Ok(Left::Nothing);
+            }
+            Ok(Left::Guest(Box::new((guarded, serial))))
+        }
+        (_, qemu) => {
+            drop(qemu.map(Process::from)); // one without a record, which is of no use
+            if only_adopt {
+                clean_but_logs(host, &mut dir)?;
+                return Ok(Left::Nothing);
+            }
+            clean(host, &dir)?;
+            Ok(Left::Room(dir))
+        }
+    }
+}
+
+/// The directory of the guest, once those who take the guest down, or look whether there is one, are done.
+///
+/// # Errors
+/// The guest has a supervisor, or is being started.
+fn lock(run_dir: &Path, name: &Name) -> Result<GuestDir, GuestError> {
+    let end = Instant::now() + SHORT;
+    loop {
+        match GuestDir::lock(run_dir, name) {
+            Err(GuestDirError::Running(_))
+                if Instant::now() < end && !is_watched(&GuestDir::of(run_dir, name)) => {}
+            locked => return Ok(locked?),
+        }
+        thread::sleep(PAUSE);
+    }
 }
 
 /// Says that the guest runs, and lets go of what is the command's.
