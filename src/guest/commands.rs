@@ -9,7 +9,7 @@ use super::GuestError;
 use super::control::{Answer, Conversation, Outcome, Request};
 use super::launch::clean;
 use super::machine::Machine;
-use super::run_dir::{GuestDir, GuestDirError, files, read_failure};
+use super::run_dir::{GuestDir, GuestDirError, files, read_failure, read_record};
 use super::supervisor::{Started, Starting, Wish, is_watched, watched, watched_in_the_end};
 use super::terminal::{Console, Heard, Left, hear};
 use crate::cli::{
@@ -206,7 +206,22 @@ fn stop_all(args: &GuestsArgs, timeout: u32) -> Result<Vec<Name>, GuestError> {
         };
         say(format_args!("{guest}: {how}"));
     }
+    leave_unused_networks(&args.host)?;
     Ok(guests)
+}
+
+/// Takes down the networks that guests have left which were killed on their way up; not while there is one that may run and
+/// that nobody watches over, which does not show on every kind of network.
+fn leave_unused_networks(host: &HostArgs) -> Result<(), GuestError> {
+    let run_dir = network::run_dir_path(&host.run_dir)?;
+    let shows = |guest: &Name| {
+        let dir = GuestDir::of(&run_dir, guest);
+        read_record(&dir).is_none() || is_watched(&dir)
+    };
+    if GuestDir::all(&run_dir).iter().all(shows) {
+        network::leave_unused(host)?;
+    }
+    Ok(())
 }
 
 /// `ringtap restart`: stops guests, and starts them as the file has them now.
@@ -294,6 +309,7 @@ pub fn rm(args: &GuestsArgs) -> Result<ExitCode, GuestError> {
         drop(dir);
         say(format_args!("{guest}: removed what was left of it"));
     }
+    leave_unused_networks(&args.host)?;
     Ok(ExitCode::SUCCESS)
 }
 

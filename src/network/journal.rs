@@ -164,10 +164,16 @@ impl Journal {
         self.made_run_dir
     }
 
-    /// Notes by what links `network`, which is about to come up, leaves, and whose it is.
-    pub fn comes_up(&mut self, network: &Network) {
+    /// Notes by what links `network`, which is about to come up, leaves, and whose it is; one that was down comes up
+    /// `for_guests` alone or not.
+    pub fn comes_up(&mut self, network: &Network, for_guests: bool) {
         let links = network.uplink().map(Uplink::made).unwrap_or_default();
-        let record = self.networks.entry(network.name.clone()).or_default();
+        let new = || Record {
+            for_guests,
+            ..Record::default()
+        };
+        let record = self.networks.entry(network.name.clone());
+        let record = record.or_insert_with(new);
         record.links = links.into_iter().collect();
         record.tenant = network.tenant.clone();
         record.router_of = network.router_of().cloned();

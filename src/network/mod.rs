@@ -65,7 +65,7 @@ use plan::{Clashes, Owner, Planned, Remark};
 pub use addresses::Addresses;
 pub use confirm::{confirm, take_back_unconfirmed};
 pub use leases::leases;
-pub use plug::{Plugged, plug, plugged_again};
+pub use plug::{Plugged, leave_unused, plug, plugged_again};
 pub use reach::reach;
 pub use script::script;
 pub use status::{StatusReport, status};
@@ -299,7 +299,7 @@ fn change(
 ) -> Result<(), Error> {
     let steps = plan::plan(config, names, inventory)?;
     for network in names.iter().filter_map(|name| config.networks.get(name)) {
-        run_dir.journal.comes_up(network);
+        run_dir.journal.comes_up(network, by == By::Run);
     }
     apply::up(run_dir, netlink, &steps)?;
     mended::keep(run_dir.path(), by, &drift(config, names, inventory))?;

@@ -11,11 +11,12 @@ use std::fs::File;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::apply;
+use super::apply::netlink::Netlink;
 use super::inventory::Inventory;
 use super::journal::{Journal, Record, RunDir, RunDirError};
 use super::mended::By;
 use super::plan::{Planned, network_dir};
-use super::{Error, PortsByPlace, confirm, make_so, ports, records_of, run_dir_path, with_run_dir};
+use super::{Error, PortsByPlace, confirm, make_so, ports, run_dir_path, with_run_dir};
 use crate::cli::HostArgs;
 use crate::config::Config;
 use crate::types::Name;
@@ -41,16 +42,7 @@ pub fn plug(host: &HostArgs, config: &Config, names: &BTreeSet<Name>) -> Result<
     }
     let names = &config.with_routers(names.clone());
     with_run_dir(host, |run_dir, netlink| {
-        let down: BTreeSet<_> = names
-            .iter()
-            .filter(|name| !run_dir.journal.networks.contains_key(*name))
-            .cloned()
-            .collect();
         make_so(run_dir, netlink, config, names, By::Run, unguarded)?;
-        for record in records_of(&mut run_dir.journal, &down) {
-            record.for_guests = true;
-        }
-        run_dir.save()?;
         Ok(plugged(shared_locks(run_dir, names)?))
     })
 }
@@ -123,20 +115,32 @@ impl Plugged {
             return Ok(());
         }
         with_run_dir(&self.host, |run_dir, netlink| {
-            let mut unused = Vec::new();
-            let mut of_bridges = PortsByPlace::new(netlink);
-            for (name, own) in locks {
-                drop(own);
-                if is_unused(run_dir, &mut of_bridges, &name)? {
-                    unused.push(name);
-                }
-            }
-            match &apply::down(run_dir, netlink, &unused)?[..] {
-                [] => Ok(()),
-                failures => Err(Error::Down(failures.join("\n"))),
-            }
+            let (names, own): (Vec<_>, Vec<_>) = locks.into_iter().unzip();
+            drop(own);
+            take_down_unused(run_dir, netlink, &names)
         })
     }
+}
+
+/// Takes down what guests have brought up and none is on: a supervisor that was killed on its way leaves networks that are
+/// nobody's. Guests that run must be watched over, or they don't show on every kind of network.
+///
+/// # Errors
+/// One can't be taken down.
+pub fn leave_unused(host: &HostArgs) -> Result<(), Error> {
+    let for_guests = |journal: &Journal| -> Vec<Name> {
+        let networks = journal.networks.iter();
+        let meant = networks.filter(|(_, record)| record.for_guests);
+        meant.map(|(name, _)| name.clone()).collect()
+    };
+    let path = run_dir_path(&host.run_dir)?;
+    if for_guests(&Journal::read(&path)?).is_empty() {
+        return Ok(()); // nobody is to wait for the lock then
+    }
+    with_run_dir(host, |run_dir, netlink| {
+        let names = for_guests(&run_dir.journal);
+        take_down_unused(run_dir, netlink, &names)
+    })
 }
 
 impl Drop for Plugged {
@@ -144,6 +148,21 @@ impl Drop for Plugged {
         if let Err(error) = self.unplug() {
             tracing::warn!("networks stay up: {error}");
         }
+    }
+}
+
+/// Takes down those of `names` that are up for guests, if there are none.
+fn take_down_unused(run_dir: &mut RunDir, netlink: &Netlink, names: &[Name]) -> Result<(), Error> {
+    let mut of_bridges = PortsByPlace::new(netlink);
+    let mut unused = Vec::new();
+    for name in names {
+        if is_unused(run_dir, &mut of_bridges, name)? {
+            unused.push(name.clone());
+        }
+    }
+    match &apply::down(run_dir, netlink, &unused)?[..] {
+        [] => Ok(()),
+        failures => Err(Error::Down(failures.join("\n"))),
     }
 }
 
@@ -157,7 +176,9 @@ fn is_unused(
     if !record.is_some_and(|record| record.for_guests) {
         return Ok(false);
     }
-    let alone = lock(run_dir, name, FlockArg::LockExclusiveNonblock).is_ok();
+    // Who was killed while it brought the network up may not have come as far as its directory.
+    let alone = !network_dir(run_dir.path(), name).exists()
+        || lock(run_dir, name, FlockArg::LockExclusiveNonblock).is_ok();
     let of_bridges = of_bridges.beside(&run_dir.journal, name)?;
     Ok(alone && ports(&run_dir.journal, of_bridges, name).is_empty())
 }
