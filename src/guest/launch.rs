@@ -12,6 +12,7 @@ use super::accel::{Accelerator, KvmSupport};
 use super::handed::Handed;
 use super::host_memory::{self, MemoryError};
 use super::machine::{self, Machine, MachineError, WithSerial};
+use super::monitor::Wait;
 use super::nic::{HostNic, NicRecord};
 use super::qemu::{self, Files, Parts, SocketFds, Version, Wiring};
 use super::run_dir::{GuestDir, Record, files, read_failure};
@@ -47,7 +48,7 @@ impl Relaunch {
         guest.map_or(Restart::No, |guest| guest.restart)
     }
 
-    /// Starts QEMU for the guest, with these NICs, in its directory.
+    /// Starts QEMU for the guest, with these NICs, in its directory. While its machine is made, `wait` waits.
     ///
     /// # Errors
     /// Something that QEMU needs is not there, or it does not start.
@@ -55,6 +56,7 @@ impl Relaunch {
         &self,
         nics: &BTreeMap<usize, Wiring>,
         dir: &GuestDir,
+        wait: &mut Wait<'_>,
     ) -> Result<WithSerial, GuestError> {
         let config = self.config.as_ref();
         let config = config.ok_or_else(|| GuestError::Undefined(self.name.clone()))?;
@@ -79,7 +81,7 @@ impl Relaunch {
             version: qemu_version()?,
         };
         let words = qemu::argv(guest, &parts);
-        let started = Machine::start(&words, handed, &user, dir.path());
+        let started = Machine::start(&words, handed, &user, dir.path(), wait);
         started.map_err(|cause| of_guest(cause.into()))
     }
 }

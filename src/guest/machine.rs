@@ -13,7 +13,7 @@ use qapi::qmp;
 use thiserror::Error;
 
 use super::handed::Handed;
-use super::monitor::{Monitor, MonitorError};
+use super::monitor::{Monitor, MonitorError, Wait, readable};
 use super::peer::listen;
 use super::process::{Process, background, last_line};
 use super::qemu::SocketFds;
@@ -89,7 +89,8 @@ pub fn sockets(dir: &Path, handed: &mut Handed) -> Result<SocketFds, MachineErro
 }
 
 impl Machine {
-    /// Starts QEMU with these words and descriptors in the guest's directory `dir`, as `user`, and has its CPUs run.
+    /// Starts QEMU with these words and descriptors in the guest's directory `dir`, as `user`, and has its CPUs run. While
+    /// its machine is made, `wait` waits.
     ///
     /// # Errors
     /// See [`MachineError`].
@@ -98,6 +99,7 @@ impl Machine {
         handed: Handed,
         user: &User,
         dir: &Path,
+        wait: &mut Wait<'_>,
     ) -> Result<WithSerial, MachineError> {
         let sockets = |cause| MachineError::Sockets {
             dir: dir.to_owned(),
@@ -118,7 +120,7 @@ impl Machine {
             }
         };
         let serial = UnixStream::connect(dir.join(files::SERIAL)).map_err(sockets)?;
-        let connected = Monitor::connect(&dir.join(files::MONITOR), &process, START_LIMIT);
+        let connected = Monitor::connect(&dir.join(files::MONITOR), &process, START_LIMIT, wait);
         let begun = connected.and_then(|mut monitor| {
             monitor.execute(&qmp::cont {})?;
             Ok(monitor)
@@ -139,7 +141,8 @@ impl Machine {
         let process = Process::from(process);
         let serial = UnixStream::connect(dir.join(files::SERIAL));
         let serial = serial.inspect_err(|error| tracing::warn!("no serial line: {error}"));
-        let monitor = Monitor::connect(&dir.join(files::MONITOR), &process, ADOPTION_LIMIT);
+        let path = dir.join(files::MONITOR);
+        let monitor = Monitor::connect(&path, &process, ADOPTION_LIMIT, &mut readable);
         let begun = monitor.and_then(|mut monitor| {
             let status = monitor.execute(&qmp::query_status {})?;
             if status.status == qmp::RunState::prelaunch {

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -39,6 +39,10 @@ pub enum MonitorError {
     Silent(#[from] io::Error),
 }
 
+/// Waits until one of the descriptors is readable, at most for so long, or until something else is a reason to look again;
+/// false where the time ran out.
+pub type Wait<'a> = dyn FnMut(&[BorrowedFd<'_>], Duration) -> io::Result<bool> + 'a;
+
 /// A connection to QEMU's monitor.
 #[derive(Debug)]
 pub struct Monitor {
@@ -49,11 +53,17 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Connects to the socket of `qemu`, and waits for as long as `limit` until its machine is made: only then does it greet.
+    /// Connects to the socket of `qemu`, and waits (by `wait`) for as long as `limit` until its machine is made: only then
+    /// does it greet.
     ///
     /// # Errors
     /// QEMU ends before that, or takes longer.
-    pub fn connect(path: &Path, qemu: &Process, limit: Duration) -> Result<Self, MonitorError> {
+    pub fn connect(
+        path: &Path,
+        qemu: &Process,
+        limit: Duration,
+        wait: &mut Wait<'_>,
+    ) -> Result<Self, MonitorError> {
         let stream = UnixStream::connect(path)?;
         stream.set_nonblocking(true)?;
         let mut monitor = Self {
@@ -61,7 +71,7 @@ impl Monitor {
             bytes: Vec::new(),
             events: VecDeque::new(),
         };
-        let greeting = monitor.line(limit, Some(qemu))?;
+        let greeting = monitor.greeting(limit, qemu, wait)?;
         let _: QapiCapabilities = serde_json::from_slice(&greeting).map_err(io::Error::from)?;
         monitor.execute(&qmp_capabilities { enable: None })?;
         Ok(monitor)
@@ -101,7 +111,7 @@ impl Monitor {
         let end = Instant::now() + limit;
         while !self.events.iter().any(&meant) {
             let left = end.saturating_duration_since(Instant::now());
-            let line = match self.line(left, None) {
+            let line = match self.line(left) {
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(false),
                 line => line?,
             };
@@ -131,7 +141,7 @@ impl Monitor {
         // A request is smaller than any socket's buffer.
         self.stream.write_all(&text)?;
         loop {
-            let line = self.line(PATIENCE, None)?;
+            let line = self.line(PATIENCE)?;
             let Some(mut answer) = self.sort(&line)? else {
                 continue;
             };
@@ -159,27 +169,41 @@ impl Monitor {
         Ok(None)
     }
 
-    /// The next line, once it is there; until `qemu` ends, if that is given.
-    fn line(&mut self, limit: Duration, qemu: Option<&Process>) -> io::Result<Vec<u8>> {
+    /// The first line, once it is there; until `qemu` ends.
+    fn greeting(
+        &mut self,
+        limit: Duration,
+        qemu: &Process,
+        wait: &mut Wait<'_>,
+    ) -> io::Result<Vec<u8>> {
         let end = Instant::now() + limit;
         loop {
             if let Some(line) = self.try_line()? {
                 return Ok(line);
             }
             let left = end.saturating_duration_since(Instant::now());
-            let ready = match qemu {
-                Some(qemu) => qemu.wait_with(&[self.stream.as_fd()], left)?,
-                None => readable(&self.stream, left)?,
-            };
-            if !ready {
+            if !wait(&[qemu.as_fd(), self.stream.as_fd()], left)? {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             // A connection that QEMU has not taken yet outlives it.
-            if let Some(qemu) = qemu
-                && qemu.wait_with(&[], Duration::ZERO)?
+            if qemu.wait_with(&[], Duration::ZERO)?
                 && let Ok(None) = self.try_line()
             {
                 return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    /// The next line, once it is there.
+    fn line(&mut self, limit: Duration) -> io::Result<Vec<u8>> {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(line) = self.try_line()? {
+                return Ok(line);
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if !readable(&[self.stream.as_fd()], left)? {
+                return Err(io::ErrorKind::TimedOut.into());
             }
         }
     }
@@ -212,9 +236,16 @@ impl AsRawFd for Monitor {
     }
 }
 
-fn readable(stream: &UnixStream, limit: Duration) -> io::Result<bool> {
+/// Waits until one of the descriptors is readable, at most `limit`; false where none is.
+///
+/// # Errors
+/// Those of `poll`.
+pub fn readable(fds: &[BorrowedFd<'_>], limit: Duration) -> io::Result<bool> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
-    let mut fds = [PollFd::new(stream, PollFlags::IN)];
+    let mut fds: Vec<_> = fds
+        .iter()
+        .map(|fd| PollFd::new(fd, PollFlags::IN))
+        .collect();
     Ok(rustix::io::retry_on_intr(|| poll(&mut fds, Some(&limit)))? > 0)
 }

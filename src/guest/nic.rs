@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -371,6 +371,11 @@ impl HostNic {
         &mut self.backend
     }
 
+    /// Whether that is not known to have ended.
+    pub fn runs(&self) -> bool {
+        self.backend.runs()
+    }
+
     /// The tap, for messages.
     pub fn tap(&self) -> &IfName {
         self.record.link()
@@ -388,6 +393,13 @@ impl HostNic {
     pub fn restart(&mut self) -> Result<(), NicError> {
         self.backend = spawn_beside(&self.record, &self.port, &self.log)?;
         Ok(())
+    }
+}
+
+impl AsFd for HostNic {
+    /// Readable once its backend has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.backend.as_fd()
     }
 }
 

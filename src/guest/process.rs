@@ -101,6 +101,11 @@ impl Process {
         Ok(self.ended)
     }
 
+    /// Whether it is not known to have ended.
+    pub fn runs(&self) -> bool {
+        self.ended.is_none()
+    }
+
     /// Sends `signal`; a process that has ended is not an error.
     pub fn signal(&self, signal: Signal) {
         // The pidfd names this very process, so there is none other that could be hit.

@@ -14,7 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -29,6 +29,7 @@ use super::hotplug::HotplugError;
 use super::hub::Hub;
 use super::launch::Relaunch;
 use super::machine::Machine;
+use super::monitor::readable;
 use super::nic::HostNic;
 use super::patience::{Ending, Patience};
 use super::process::{Ended, GRACE, last_line};
@@ -133,12 +134,42 @@ impl Guarded {
         let wiring = wiring
             .filter_map(|nic| Some((nic.index(), nic.wiring()?.clone())))
             .collect();
-        let (machine, serial) = self.relaunch.start(&wiring, &self.dir)?;
+        let nics = &mut self.nics;
+        let mut wait = |fds: &[BorrowedFd<'_>], limit| wait_with_backends(nics, fds, limit);
+        let (machine, serial) = self.relaunch.start(&wiring, &self.dir, &mut wait)?;
         self.machine = Some(machine);
         self.record.started = now();
         self.save()?;
         Ok(serial)
     }
+}
+
+/// Waits for one of `fds`, and has backends that end meanwhile started anew: QEMU makes no machine without them.
+fn wait_with_backends(
+    nics: &mut BTreeMap<usize, HostNic>,
+    fds: &[BorrowedFd<'_>],
+    limit: Duration,
+) -> io::Result<bool> {
+    let mut pause = limit;
+    for nic in nics.values_mut() {
+        if nic.backend().ended()?.is_none() {
+            continue;
+        }
+        let left = PAUSE.saturating_sub(nic.backend().age());
+        if !left.is_zero() {
+            pause = pause.min(left);
+        } else if let Err(error) = nic.restart() {
+            tracing::warn!("the backend of {}: {}", nic.tap(), causes(&error));
+            pause = pause.min(PAUSE);
+        }
+    }
+    let running = nics.values().filter(|nic| nic.runs());
+    let all: Vec<_> = fds
+        .iter()
+        .copied()
+        .chain(running.map(HostNic::as_fd))
+        .collect();
+    Ok(readable(&all, pause)? || pause < limit)
 }
 
 /// Seconds since 1970.
@@ -530,7 +561,16 @@ impl Supervisor {
     fn start_anew(&mut self, ops: &mut EventOps) -> io::Result<()> {
         self.since = Instant::now();
         self.seen = Seen::default();
-        match self.guarded.start() {
+        // Others may have taken the place of those that are watched.
+        for nic in self.guarded.nics.values_mut() {
+            let _ = ops.remove(Events::empty(nic.backend()));
+        }
+        let started = self.guarded.start();
+        for nic in self.guarded.nics.values_mut() {
+            let event = backend_event(nic.index());
+            watch(ops, nic.backend(), event)?;
+        }
+        match started {
             Ok(serial) => self.watch_machine(Some(serial), ops),
             Err(error) => self.over(Ending::Failed(causes(&error)), ops),
         }
