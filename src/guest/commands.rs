@@ -229,7 +229,7 @@ fn leave_unused_networks(host: &HostArgs) -> Result<(), GuestError> {
 /// # Errors
 /// See [`GuestError`].
 pub fn restart(args: &StopArgs) -> Result<ExitCode, GuestError> {
-    // One that could not be started any more is not to be stopped.
+    // What could not be started again is not stopped.
     let config = Config::load(&args.guests.host.config)?;
     for guest in chosen(&args.guests)? {
         config.guest(&guest)?;
