@@ -55,7 +55,7 @@ pub enum HotplugError {
     Kept,
     /// The device was made for a network that could do more.
     #[error(
-        "network {network} {lacks}, which the guest was told when it started: stop it, and change the file"
+        "its NIC can't be on network {network} while it runs, since that {lacks}: stop it, and change the file"
     )]
     Unsuited {
         /// Where it was to move.
@@ -296,7 +296,7 @@ fn lacks(old: &Wiring, new: &Wiring) -> Option<&'static str> {
     if old.mac != new.mac {
         Some("has its uplink's MAC address for all")
     } else if old.checksums && !new.checksums {
-        Some("leaves nobody a checksum to make")
+        Some("passes on no checksums that are still to be made")
     } else if mtu(new) < mtu(old) {
         Some("has a smaller MTU")
     } else {
