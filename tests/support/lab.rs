@@ -246,6 +246,19 @@ impl Lab {
         command
     }
 
+    /// As [`Lab::ringtap`], in the mount namespace of the test, with the machine's own resolv.conf and QEMU: what a ringtap
+    /// mounts, such as a tenant's namespace, outlives it then as it does elsewhere.
+    pub fn ringtap_that_mounts(&self, words: &str) -> Command {
+        let program = env!("CARGO_BIN_EXE_ringtap");
+        let mut command = self.host.command_that_mounts(program);
+        command.args(words.split_whitespace());
+        command
+            .arg("--config")
+            .arg(self.dir.path().join("ringtap.toml"));
+        command.arg("--run-dir").arg(self.run_dir());
+        command
+    }
+
     pub fn run_dir(&self) -> PathBuf {
         self.dir.path().join("run")
     }

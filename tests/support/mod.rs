@@ -5,6 +5,7 @@ pub mod bridged;
 pub mod bytes;
 pub mod console;
 pub mod dhcp;
+pub mod dice;
 pub mod driver;
 pub mod front_end;
 pub mod golden;
