@@ -26,8 +26,13 @@ pub struct Console {
 impl Console {
     /// Starts `command`, which runs a guest in the foreground, and waits until the guest's shell is there.
     pub fn boot(command: &mut Command) -> Self {
+        Self::boot_within(command, BOOT)
+    }
+
+    /// As [`Self::boot`], for a guest that may take as long as `bound`.
+    pub fn boot_within(command: &mut Command, bound: Duration) -> Self {
         let mut console = Self::start(command);
-        console.wait_for("tiny: ready", BOOT);
+        console.wait_for("tiny: ready", bound);
         console.run("stty -echo"); // or the shell would wrap the echo, and ask for the cursor after each prompt
         console
     }
