@@ -41,6 +41,14 @@ impl World {
         fs::write(&file, text + more).unwrap();
     }
 
+    /// Has the file say something else.
+    fn change(&self, this: &str, that: &str) {
+        let file = self.lab.dir.path().join("ringtap.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(text.contains(this), "no {this:?} in:\n{text}");
+        fs::write(&file, text.replace(this, that)).unwrap();
+    }
+
     fn ringtap(&self, words: &str) -> Said {
         said(&mut self.lab.ringtap(words))
     }
@@ -308,7 +316,70 @@ fn a_start_that_is_interrupted_leaves_nothing() {
     }
 }
 
+/// Whoever stops a guest that another is just starting waits until there is something to stop.
+#[test]
+fn a_stop_during_a_start_stops_the_guest() {
+    let world = World::new("");
+    world
+        .lab
+        .configure("[guests.web1]\nmemory = \"256M\"\nnics = [{ network = \"default\" }]\n");
+    std::thread::scope(|scope| {
+        let start = scope.spawn(|| world.ringtap("start web1"));
+        until("its supervisor is at work", || {
+            world.lab.run_dir().join("guests/web1").exists()
+        });
+        let said = world.ringtap("stop web1 --timeout 0").succeeded();
+        assert!(said.contains("web1: killed"), "{said}");
+        let said = start.join().unwrap().succeeded();
+        assert!(said.contains("web1: started"), "{said}");
+    });
+    world.nothing_is_left();
+}
+
 const LAB: &str = "[networks.lab]\nmode = \"isolated\"\nsubnet = \"10.66.0.0/24\"\n";
+
+/// What has changed in the file counts from the restart on, and not before; what is on a disk stays.
+#[test]
+fn a_restart_takes_the_file_as_it_is_now() {
+    const OTHER: &str = "192.168.100.20";
+    let world = World::new("");
+    let disk = world.lab.dir.path().join("data.raw");
+    fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    let memory = "memory = \"256M\"";
+    world.change(memory, &format!("{memory}\ndisks = [{disk:?}]"));
+    let has = |console: &mut Console| {
+        let meminfo = console.run("grep MemTotal /proc/meminfo");
+        let kilobytes = meminfo.split_whitespace().nth(1).unwrap();
+        let address = console.run("ip -4 address show eth0");
+        (kilobytes.parse::<u32>().unwrap() >> 10, address)
+    };
+    world.ringtap("start web1").succeeded();
+    let mut console = world.console();
+    console.run("printf kept >/dev/vda; sync");
+    world.change(memory, "memory = \"384M\"");
+    world.change(ADDRESS, OTHER);
+    let (before, address) = has(&mut console);
+    assert!(address.contains(&format!("{ADDRESS}/24")), "{address}");
+
+    // A file that is wrong ends nothing.
+    world.change("cpus = 1", "cpus = 0");
+    world.ringtap("restart web1").failed(2, &["cpus"]);
+    console.run("true");
+    world.change("cpus = 0", "cpus = 1");
+
+    let said = world.ringtap("restart web1").succeeded();
+    for line in ["web1: powered off", "web1: started"] {
+        assert!(said.contains(line), "no {line:?} in:\n{said}");
+    }
+    console.ends();
+    let mut console = world.console();
+    let (after, address) = has(&mut console);
+    assert!((100..140).contains(&(after - before)), "{before}, {after}");
+    assert!(address.contains(&format!("{OTHER}/24")), "{address}");
+    assert_eq!(console.run("head -c 4 /dev/vda"), "kept");
+    world.ringtap("stop web1").succeeded();
+    world.nothing_is_left();
+}
 
 /// Has the guest ask for a lease on `nic` again, as a DHCP client does that minds its link, and waits until it has one of
 /// these addresses.
