@@ -399,9 +399,12 @@ pub fn attach(port: &GuestPort) -> Result<String, OvsError> {
         found => found.map(|_| format!("--if-exists del-port {name}")),
     };
     let old = old.map(|line| line.split(' ').map(str::to_owned).collect());
-    change(old.into_iter().chain([step.words()]), |words| {
-        programs::run(OVS_VSCTL, words, "").map(drop)
-    })?;
+    // One after the other: to ovs-vswitchd a port that goes and comes in one go has stayed, with the link that it had.
+    for words in old.into_iter().chain([step.words()]) {
+        change([words].into_iter(), |words| {
+            programs::run(OVS_VSCTL, words, "").map(drop)
+        })?;
+    }
     let there = bridges()?;
     works(&there, bridge, name)?;
     let bridge = there.get(bridge).cloned().unwrap_or_default();
