@@ -508,6 +508,11 @@ fn holds_no_journal(dir: &Path) -> bool {
         .all(|entry| first.iter().any(|name| entry.file_name() == name.as_str()))
 }
 
+/// Whether `dir` has what a ringtap makes before its first journal is whole, and removes in the end unless it is killed.
+pub fn has_no_more_than_a_lock(dir: &Path) -> bool {
+    holds_no_journal(dir) || dir.join(LOCK).exists() && !dir.join(JOURNAL).exists()
+}
+
 /// The run directory can't be used.
 #[derive(Debug, Error)]
 #[error("cannot {doing} {}", path.display())]

@@ -13,7 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 use super::apply;
 use super::apply::netlink::Netlink;
 use super::inventory::Inventory;
-use super::journal::{Journal, Record, RunDir, RunDirError};
+use super::journal::{Journal, Record, RunDir, RunDirError, has_no_more_than_a_lock};
 use super::mended::By;
 use super::plan::{Planned, network_dir};
 use super::{Error, PortsByPlace, confirm, make_so, ports, run_dir_path, with_run_dir};
@@ -134,7 +134,7 @@ pub fn leave_unused(host: &HostArgs) -> Result<(), Error> {
         meant.map(|(name, _)| name.clone()).collect()
     };
     let path = run_dir_path(&host.run_dir)?;
-    if for_guests(&Journal::read(&path)?).is_empty() {
+    if for_guests(&Journal::read(&path)?).is_empty() && !has_no_more_than_a_lock(&path) {
         return Ok(()); // nobody is to wait for the lock then
     }
     with_run_dir(host, |run_dir, netlink| {
