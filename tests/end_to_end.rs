@@ -120,7 +120,7 @@ fn twenty_large_transfers_arrive_unchanged() {
 }
 
 #[test]
-fn large_transfers_arrive_unchanged_under_qemu_10() {
+fn large_transfers_arrive_unchanged_with_qemu_10() {
     transfers(Qemu::Ten, 3);
 }
 
