@@ -644,19 +644,22 @@ fn sample(body: &str, name: &str, pair: usize, queue: &str) -> u64 {
     values.reduce(|a, b| a + b).expect(name)
 }
 
-/// Every line is a comment or a sample, every sample's name has a type, and no line comes twice.
+/// Every line is a comment or a sample, every sample's name has a type that suits it, and no line comes twice.
 fn check_exposition(body: &str) {
     let mut seen = std::collections::HashSet::new();
     let mut typed = String::new();
     for line in body.lines() {
         if let Some(name) = line.strip_prefix("# TYPE ") {
-            typed = name.strip_suffix(" counter").expect(line).to_owned();
+            let (name, kind) = name.split_once(' ').expect(line);
+            let is_total = name.ends_with("_total");
+            assert_eq!(kind, if is_total { "counter" } else { "gauge" }, "{line}");
+            typed = name.to_owned();
         } else if !line.starts_with("# HELP ") {
             let (name, rest) = line.split_once('{').expect(line);
             let (labels, value) = rest.split_once("} ").expect(line);
             assert_eq!(name, typed);
             assert!(
-                labels.starts_with("tap=\"t0\",pair=\"") && labels.ends_with('"'),
+                labels.starts_with("tap=\"t0\",") && labels.ends_with('"'),
                 "{line}"
             );
             value.parse::<u64>().expect(line);
