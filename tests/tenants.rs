@@ -5,6 +5,7 @@ mod support;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::process;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -58,6 +59,13 @@ subnet = "192.168.1.0/24"
 ipv6 = "fd00:1::/64"
 "#
     )
+}
+
+/// Tenants' namespaces have names that are the machine's: one test at a time has those of this process.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    // What a test that failed has made went with it.
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct World {
@@ -115,6 +123,7 @@ fn guest(place: &Netns, network: &str, ipv4: &str, ipv6: Option<&str>) -> Party 
 
 #[test]
 fn equal_subnets_lead_out_are_forwarded_to_and_never_meet() {
+    let _alone = alone();
     let World {
         host,
         outside,
@@ -286,6 +295,7 @@ fn equal_subnets_lead_out_are_forwarded_to_and_never_meet() {
 
 #[test]
 fn what_drifts_behind_a_router_is_set_right() {
+    let _alone = alone();
     let World { host, a, .. } = World::new();
     let before = host.everything();
     host.ringtap(&["up"]).succeeded();
@@ -340,6 +350,7 @@ fn what_drifts_behind_a_router_is_set_right() {
 
 #[test]
 fn what_cannot_be_done_is_refused_before_anything_is_touched() {
+    let _alone = alone();
     let World { host, a, .. } = World::new();
     let before = host.everything();
     support::netns::run("ip", &["netns", "add", a.name()]);
@@ -360,6 +371,7 @@ fn what_cannot_be_done_is_refused_before_anything_is_touched() {
 
 #[test]
 fn killed_at_any_step_the_next_up_and_down_find_all_of_it() {
+    let _alone = alone();
     let World { host, a, b, .. } = World::new();
     let before = host.everything();
     let steps = host.ringtap(&["up"]).succeeded().lines().count();
