@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 use crate::backend::BackendCommand;
+use crate::bench::BenchCommand;
 use crate::config::{Given, Memory, USUAL_FILE};
 use crate::types::Name;
 
@@ -60,6 +61,8 @@ pub enum Command {
     Nic(NicArgs),
     /// Remove what guests that have ended have left in the run directory; never a disk
     Rm(GuestsArgs),
+    /// Measure a vhost-user-net back-end, beside others and what the kernel allows
+    Bench(BenchCommand),
     /// Watch over a guest; `start` and `run` start it
     #[command(hide = true)]
     Supervise(SuperviseArgs),

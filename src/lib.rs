@@ -25,10 +25,12 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod guest;
 pub mod network;
+pub mod packet;
 pub mod programs;
 pub mod report;
 pub mod signals;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use ringtap::cli::{Cli, Command};
-use ringtap::{backend, config, guest, network};
+use ringtap::{backend, bench, config, guest, network};
 use tracing_subscriber::EnvFilter;
 
 /// Bad usage or a bad configuration file; clap exits with the same for a bad command line.
@@ -45,6 +45,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Ssh(args) => return Err(guest::ssh(&args).into()),
         Command::Nic(args) => return Ok(guest::nic(&args)?),
         Command::Rm(args) => return Ok(guest::rm(&args)?),
+        Command::Bench(command) => return Ok(bench::run(&command)),
         Command::Supervise(args) => return Ok(guest::supervise(&args)?),
     }
     Ok(ExitCode::SUCCESS)

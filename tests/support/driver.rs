@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -70,6 +70,12 @@ impl HostEnd {
         let bytes = recv(self.0.as_raw_fd(), &mut frame, MsgFlags::empty()).ok()?;
         frame.truncate(bytes);
         Some(frame)
+    }
+}
+
+impl AsFd for HostEnd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -1,0 +1,154 @@
+//! The host's end of a NIC: a tap that goes with its value, and what the kernel counts on it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+
+use futures_util::TryStreamExt;
+use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
+use thiserror::Error;
+
+use crate::network::apply::netlink::{Netlink, NetlinkError};
+use crate::tap::{Tap, TapError};
+use crate::types::IfName;
+
+/// A link can't be made or looked at.
+#[derive(Debug, Error)]
+pub enum LinkError {
+    /// The tap.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The kernel.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// It is not of this network namespace, or is gone.
+    #[error("there is no link {0} here")]
+    Missing(IfName),
+    /// A name that is taken.
+    #[error("there is a link {0} already: it is not the bench's, `ip link delete {0}` removes it")]
+    Taken(IfName),
+    /// A back-end has no tap that can be found.
+    #[error("process {0} has no tap open: name it, --tap NAME")]
+    NoTap(u32),
+    /// /proc.
+    #[error("process {0} can't be looked at")]
+    Process(u32, #[source] io::Error),
+}
+
+/// A tap of the bench's own, up and without an address; gone with this value.
+#[derive(Debug)]
+pub struct BenchTap(IfName);
+
+impl BenchTap {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub fn make(name: IfName) -> Result<Self, LinkError> {
+        let mut netlink = Netlink::open()?;
+        if find(&mut netlink, &name).is_ok() {
+            return Err(LinkError::Taken(name));
+        }
+        Tap::make_persistent(&name)?;
+        let tap = Self(name);
+        let (_, index, _) = find(&mut netlink, &tap.0)?;
+        // No link-local address, and so no frames of the host's own.
+        let quiet = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+        let message = LinkMessageBuilder::<LinkUnspec>::new()
+            .index(index)
+            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![quiet]))
+            .up()
+            .build();
+        netlink.ask("set the bench's tap up", |handle: Handle| async move {
+            handle.link().set(message).execute().await
+        })?;
+        Ok(tap)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &IfName {
+        &self.0
+    }
+}
+
+impl Drop for BenchTap {
+    fn drop(&mut self) {
+        let deleted = Netlink::open().and_then(|mut netlink| {
+            let Ok((_, index, _)) = find(&mut netlink, &self.0) else {
+                return Ok(()); // somebody else has
+            };
+            netlink.ask("delete the bench's tap", |handle: Handle| async move {
+                handle.link().del(index).execute().await
+            })
+        });
+        if let Err(error) = deleted {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+/// What the kernel has counted on a link. Of a tap, what it receives is what the guest sends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Packets that have come in by it.
+    pub received: u64,
+    /// Those that have gone out by it.
+    pub sent: u64,
+    /// Those that it had no room for on their way out.
+    pub dropped: u64,
+}
+
+/// What the kernel has counted on `name`.
+///
+/// # Errors
+/// See [`LinkError`].
+pub fn counts(name: &IfName) -> Result<Counts, LinkError> {
+    Ok(find(&mut Netlink::open()?, name)?.2)
+}
+
+fn find(netlink: &mut Netlink, name: &IfName) -> Result<(IfName, u32, Counts), LinkError> {
+    let wanted = name.as_str().to_owned();
+    let found = netlink.ask("look at a link", |handle: Handle| async move {
+        handle
+            .link()
+            .get()
+            .match_name(wanted)
+            .execute()
+            .try_next()
+            .await
+    });
+    // Of one name there is one or, which the kernel calls an error, none.
+    let message = found.ok().flatten();
+    let message = message.ok_or_else(|| LinkError::Missing(name.clone()))?;
+    let stats = message.attributes.iter().find_map(|it| match it {
+        LinkAttribute::Stats64(stats) => Some(stats),
+        _ => None,
+    });
+    let counts = stats.map_or_else(Counts::default, |stats| Counts {
+        received: stats.rx_packets,
+        sent: stats.tx_packets,
+        dropped: stats.tx_dropped,
+    });
+    Ok((name.clone(), message.header.index, counts))
+}
+
+/// The tap that process `pid` has open; the kernel tells it of each of its descriptors.
+///
+/// # Errors
+/// It has none, or several.
+pub fn tap_of(pid: u32) -> Result<IfName, LinkError> {
+    let process = |cause| LinkError::Process(pid, cause);
+    let mut taps = BTreeSet::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).map_err(process)? {
+        let text = fs::read_to_string(entry.map_err(process)?.path()).unwrap_or_default();
+        let name = text.lines().find_map(|line| line.strip_prefix("iff:"));
+        if let Some(name) = name.and_then(|name| name.trim().parse::<IfName>().ok()) {
+            taps.insert(name);
+        }
+    }
+    match taps.pop_first() {
+        Some(name) if taps.is_empty() => Ok(name),
+        _ => Err(LinkError::NoTap(pid)),
+    }
+}

@@ -1,0 +1,173 @@
+//! The driver's side of virtqueues (virtio 1.3 §2.6 to §2.8), made for load: chains are known by an id of the caller's, and each
+//! id has descriptors of its own, so that nothing is looked for or allocated when one is offered.
+
+mod packed;
+mod split;
+
+use std::sync::Arc;
+
+use super::memory::Memory;
+use packed::PackedRing;
+use split::SplitRing;
+
+/// How a ring is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Layout {
+    /// Descriptors, and an avail and a used ring of their numbers.
+    Split,
+    /// Descriptors alone (VIRTIO_F_RING_PACKED).
+    Packed,
+}
+
+impl Layout {
+    /// Where a new ring begins, as SET_VRING_BASE says it: with slot 0, which for a packed one is in the lap whose wrap
+    /// counter is 1 (virtio 1.3 §2.8.1).
+    pub fn base(self) -> u16 {
+        match self {
+            Self::Split => 0,
+            Self::Packed => 1 << 15,
+        }
+    }
+}
+
+/// A buffer of a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Where it is.
+    pub at: usize,
+    /// Bytes.
+    pub len: u32,
+}
+
+/// Who writes into a ring's buffers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// The driver: a transmitq.
+    Readable,
+    /// The device: a receiveq.
+    Writable,
+}
+
+/// What a ring is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// How it is laid out.
+    pub layout: Layout,
+    /// Descriptors.
+    pub size: u16,
+    /// The most of them that a chain has.
+    pub parts: u16,
+    /// Who writes.
+    pub direction: Direction,
+    /// Whether either side says by an index when it wants to hear of what (VIRTIO_F_EVENT_IDX).
+    pub event_idx: bool,
+}
+
+impl Shape {
+    /// So many chains can be out at once; their ids are below that.
+    pub fn chains(&self) -> u16 {
+        self.size / self.parts
+    }
+}
+
+/// A chain that the device is done with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Used {
+    /// Its id.
+    pub id: u16,
+    /// Bytes that the device has written.
+    pub len: u32,
+}
+
+/// The driver's side of one ring.
+#[derive(Debug)]
+pub enum DriverRing {
+    /// See [`Layout::Split`].
+    Split(SplitRing),
+    /// See [`Layout::Packed`].
+    Packed(PackedRing),
+}
+
+impl DriverRing {
+    /// An empty ring in `memory`, which asks for no notification.
+    pub fn new(memory: &Arc<Memory>, places: Places, shape: Shape) -> Self {
+        match shape.layout {
+            Layout::Split => Self::Split(SplitRing::new(memory, places, shape)),
+            Layout::Packed => Self::Packed(PackedRing::new(memory, places, shape)),
+        }
+    }
+
+    /// Makes chain `id` of `parts` ready to be published.
+    pub fn offer(&mut self, id: u16, parts: &[Part]) {
+        match self {
+            Self::Split(ring) => ring.offer(id, parts),
+            Self::Packed(ring) => ring.offer(id, parts),
+        }
+    }
+
+    /// Lets the device have what was offered; whether it wants to be kicked for that.
+    pub fn publish(&mut self) -> bool {
+        match self {
+            Self::Split(ring) => ring.publish(),
+            Self::Packed(ring) => ring.publish(),
+        }
+    }
+
+    /// A chain that the device is done with, in its order.
+    pub fn take_used(&mut self) -> Option<Used> {
+        match self {
+            Self::Split(ring) => ring.take_used(),
+            Self::Packed(ring) => ring.take_used(),
+        }
+    }
+
+    /// Asks to be told when the device is done with another chain, or not to be told. True if it is done with one already.
+    pub fn want_call(&mut self, wanted: bool) -> bool {
+        match self {
+            Self::Split(ring) => ring.want_call(wanted),
+            Self::Packed(ring) => ring.want_call(wanted),
+        }
+    }
+}
+
+/// Where the parts of a ring are: descriptors, what the driver writes besides, what the device writes besides.
+#[derive(Debug, Clone, Copy)]
+pub struct Places {
+    /// The descriptor table or ring.
+    pub descriptors: usize,
+    /// The avail ring, or the driver's event suppression.
+    pub driver: usize,
+    /// The used ring, or the device's event suppression.
+    pub device: usize,
+}
+
+impl Places {
+    /// Takes what a ring of any layout and this size needs.
+    pub fn take(memory: &mut Memory, size: u16) -> Self {
+        let size = usize::from(size);
+        Self {
+            descriptors: memory.take(16 * size, 64),
+            driver: memory.take(6 + 2 * size, 64),
+            device: memory.take(6 + 8 * size, 64),
+        }
+    }
+}
+
+/// Whether somebody who wants to hear of `event` is to be told after the step from `old` to `new` (virtio 1.3 §2.7.10).
+fn reached(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_reached_once_also_where_numbers_begin_anew() {
+        assert!(reached(5, 6, 5));
+        assert!(!reached(6, 6, 5));
+        assert!(!reached(4, 6, 5));
+        assert!(reached(0xffff, 1, 0xfffe));
+        assert!(!reached(1, 1, 0xfffe));
+    }
+}

@@ -1,0 +1,149 @@
+//! A split ring (virtio 1.3 §2.7). Chain `id` has the descriptors from `id * parts` on, linked once and for all.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use vm_memory::{Bytes, VolatileSlice};
+
+use super::super::memory::Memory;
+use super::{Direction, Part, Places, Shape, Used, reached};
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const NO_INTERRUPT: u16 = 1;
+const NO_NOTIFY: u16 = 1;
+
+/// The driver's side of a split ring.
+#[derive(Debug)]
+pub struct SplitRing {
+    memory: Arc<Memory>,
+    places: Places,
+    shape: Shape,
+    /// Chains offered so far, and how many of those are published.
+    avail: u16,
+    published: u16,
+    /// Chains taken back so far.
+    used: u16,
+}
+
+impl SplitRing {
+    pub(super) fn new(memory: &Arc<Memory>, places: Places, shape: Shape) -> Self {
+        let ring = Self {
+            memory: Arc::clone(memory),
+            places,
+            shape,
+            avail: 0,
+            published: 0,
+            used: 0,
+        };
+        let size = usize::from(shape.size);
+        for (at, len) in [(places.driver, 6 + 2 * size), (places.device, 6 + 8 * size)] {
+            ring.slice(at, len).copy_from(&vec![0u8; len]);
+        }
+        ring.ask_for(ring.used.wrapping_sub(1), false);
+        ring
+    }
+
+    pub(super) fn offer(&mut self, id: u16, parts: &[Part]) {
+        let first = id * self.shape.parts;
+        let last = parts.len() - 1;
+        for (number, part) in parts.iter().enumerate() {
+            let index = first + number as u16;
+            let write = match self.shape.direction {
+                Direction::Readable => 0,
+                Direction::Writable => WRITE,
+            };
+            let next = if number < last { NEXT } else { 0 };
+            let mut descriptor = [0; 16];
+            descriptor[..8].copy_from_slice(&(part.at as u64).to_le_bytes());
+            descriptor[8..12].copy_from_slice(&part.len.to_le_bytes());
+            descriptor[12..14].copy_from_slice(&(write | next).to_le_bytes());
+            descriptor[14..].copy_from_slice(&(index + 1).to_le_bytes());
+            let at = self.places.descriptors + 16 * usize::from(index);
+            self.slice(at, 16).copy_from(&descriptor);
+        }
+        let slot = usize::from(self.avail % self.shape.size);
+        self.store(self.places.driver + 4 + 2 * slot, first);
+        self.avail = self.avail.wrapping_add(1);
+    }
+
+    pub(super) fn publish(&mut self) -> bool {
+        let old = self.published;
+        if old == self.avail {
+            return false;
+        }
+        let index = self.slice(self.places.driver, 4);
+        // What was offered is seen by whoever sees the index.
+        index
+            .store(self.avail.to_le(), 2, Ordering::Release)
+            .expect("an aligned index");
+        self.published = self.avail;
+        // The device looks at the index after it has said what it wants to hear of, this looks after it has moved the index.
+        fence(Ordering::SeqCst);
+        if self.shape.event_idx {
+            let event = self.places.device + 4 + 8 * usize::from(self.shape.size);
+            reached(self.load(event), self.avail, old)
+        } else {
+            self.load(self.places.device) & NO_NOTIFY == 0
+        }
+    }
+
+    pub(super) fn take_used(&mut self) -> Option<Used> {
+        if self.used == self.used_index() {
+            return None;
+        }
+        let slot = usize::from(self.used % self.shape.size);
+        let mut element = [0; 8];
+        self.slice(self.places.device + 4 + 8 * slot, 8)
+            .copy_to(&mut element);
+        self.used = self.used.wrapping_add(1);
+        let [head, len] = [&element[..4], &element[4..]]
+            .map(|bytes| u32::from_le_bytes(bytes.try_into().expect("four bytes")));
+        Some(Used {
+            id: head as u16 / self.shape.parts,
+            len,
+        })
+    }
+
+    pub(super) fn want_call(&mut self, wanted: bool) -> bool {
+        let event = match wanted {
+            true => self.used,
+            false => self.used.wrapping_sub(1), // as far from being reached as can be
+        };
+        self.ask_for(event, wanted);
+        fence(Ordering::SeqCst);
+        self.used != self.used_index()
+    }
+
+    fn ask_for(&self, event: u16, wanted: bool) {
+        if self.shape.event_idx {
+            let place = self.places.driver + 4 + 2 * usize::from(self.shape.size);
+            self.store(place, event);
+        } else {
+            self.store(self.places.driver, if wanted { 0 } else { NO_INTERRUPT });
+        }
+    }
+
+    fn used_index(&self) -> u16 {
+        let ring = self.slice(self.places.device, 4);
+        let index: u16 = ring.load(2, Ordering::Acquire).expect("an aligned index");
+        u16::from_le(index)
+    }
+
+    fn store(&self, at: usize, value: u16) {
+        let stored = self.slice(at, 2).store(value.to_le(), 0, Ordering::Relaxed);
+        stored.expect("an aligned place");
+    }
+
+    fn load(&self, at: usize) -> u16 {
+        let value: u16 = self
+            .slice(at, 2)
+            .load(0, Ordering::Relaxed)
+            .expect("an aligned place");
+        u16::from_le(value)
+    }
+
+    fn slice(&self, at: usize, len: usize) -> VolatileSlice<'_> {
+        self.memory.slice(at, len)
+    }
+}
