@@ -58,6 +58,11 @@ fn main() {
             vlans_share_a_bond_and_the_last_takes_it_down,
         ),
         trial(
+            "a_vlan_stays_as_long_as_a_macvtap_is_on_it",
+            &[Feature::Vlan],
+            a_vlan_stays_as_long_as_a_macvtap_is_on_it,
+        ),
+        trial(
             "access_and_trunk_ports_are_in_their_vlans_alone",
             &[Feature::Vlan, Feature::VlanFiltering],
             access_and_trunk_ports_are_in_their_vlans_alone,
@@ -474,6 +479,27 @@ fn vlans_share_a_bond_and_the_last_takes_it_down() {
     assert!(!links().contains("bond-up0-up1"));
     let address = host.netns.run("ip -o -4 address show dev up0");
     assert!(address.contains("198.51.100.2/24"), "{address}");
+}
+
+fn a_vlan_stays_as_long_as_a_macvtap_is_on_it() {
+    let network = "mode = \"macvtap\"\nuplink = \"up0\"\nvlan = 20\n";
+    let world = World::new(&format!(
+        "[networks.one]\n{network}[networks.two]\n{network}"
+    ));
+    let host = &world.host;
+    let before = host.everything();
+    host.ringtap(&["up"]).succeeded();
+    // As a guest leaves it whose supervisor was killed.
+    host.netns
+        .run("ip link add orphan link up0.20 type macvtap mode bridge");
+    host.ringtap(&["down", "two"]).succeeded(); // the other network has the VLAN still
+    for names in [&["down"][..], &["down", "one"]] {
+        host.ringtap(names)
+            .failed(1, &["in use: orphan on its links"]);
+    }
+    host.netns.run("ip link delete orphan");
+    host.ringtap(&["down"]).succeeded();
+    host.is_as(&before);
 }
 
 /// A stand-in for a guest, a namespace whose end of a pair is attached as the guest's first NIC is.

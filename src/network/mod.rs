@@ -59,7 +59,7 @@ use apply::netlink::{Netlink, NetlinkError};
 use inventory::Inventory;
 use journal::{Journal, Record, RunDir, RunDirError};
 use mended::By;
-use observe::{ObserveError, observe};
+use observe::{ObserveError, Users, observe};
 use plan::{Clashes, Owner, Planned, Remark};
 
 pub use addresses::Addresses;
@@ -129,14 +129,14 @@ pub enum Error {
     Unverified(String),
     /// Guests are plugged into a network that was to go.
     #[error(
-        "network {network} is in use: {} on its bridge; stop the guests first (nothing was changed)",
-        ports.join(", ")
+        "network {network} is in use: {} on its links; stop the guests first (nothing was changed)",
+        users.join(", ")
     )]
     InUse {
         /// The network.
         network: Name,
-        /// The links on its bridge.
-        ports: Vec<String>,
+        /// The links on its own.
+        users: Vec<String>,
     },
     /// The kernel's notices, signals or timers.
     #[error("what happens on this host can't be watched")]
@@ -385,26 +385,26 @@ fn nothing_to_take_back(args: &NetworkArgs, journal: &Journal) -> Result<(), Err
 }
 
 fn refuse_in_use(journal: &Journal, netlink: &Netlink, names: &[Name]) -> Result<(), Error> {
-    let mut of_bridges = PortsByPlace::new(netlink);
+    let mut known = UsersByPlace::new(netlink);
     for name in names {
-        let ports = ports(journal, of_bridges.beside(journal, name)?, name);
-        if !ports.is_empty() {
+        let users = users_of(journal, known.beside(journal, name)?, name, names);
+        if !users.is_empty() {
             return Err(Error::InUse {
                 network: name.clone(),
-                ports,
+                users,
             });
         }
     }
     Ok(())
 }
 
-/// The ports of the bridges on the host and in namespaces of tenants, each looked up once.
-struct PortsByPlace<'a> {
+/// Who uses the links of the host and of namespaces of tenants, each looked up once.
+struct UsersByPlace<'a> {
     netlink: &'a Netlink,
-    known: BTreeMap<Option<Name>, BTreeMap<String, Vec<String>>>,
+    known: BTreeMap<Option<Name>, Users>,
 }
 
-impl<'a> PortsByPlace<'a> {
+impl<'a> UsersByPlace<'a> {
     fn new(netlink: &'a Netlink) -> Self {
         Self {
             netlink,
@@ -412,38 +412,36 @@ impl<'a> PortsByPlace<'a> {
         }
     }
 
-    /// The ports of each bridge where network `name` is.
-    fn beside(
-        &mut self,
-        journal: &Journal,
-        name: &Name,
-    ) -> Result<&BTreeMap<String, Vec<String>>, Error> {
+    /// Who uses the links where network `name` is.
+    fn beside(&mut self, journal: &Journal, name: &Name) -> Result<&Users, Error> {
         let tenant = journal.tenant_of(&Owner::Network(name.clone())).cloned();
         Ok(match self.known.entry(tenant.clone()) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => place.insert(match &tenant {
-                None => observe::ports(self.netlink)?,
-                Some(tenant) => observe::ports_within(tenant)?,
+                None => observe::users(self.netlink)?,
+                Some(tenant) => observe::users_within(tenant)?,
             }),
         })
     }
 }
 
-/// The links on the bridge that ringtap made for the network, of those on every bridge, its uplink aside.
-fn ports(
-    journal: &Journal,
-    of_bridges: &BTreeMap<String, Vec<String>>,
-    name: &Name,
-) -> Vec<String> {
+/// Who would lose a link that ringtap made for network `name` if all of `going` went: the ports of its bridge, its uplink aside,
+/// and macvtaps and ipvtaps on what is below. What other networks need as well stays.
+fn users_of(journal: &Journal, users: &Users, name: &Name, going: &[Name]) -> Vec<String> {
     let Some(record) = journal.networks.get(name) else {
         return Vec::new();
     };
     let uplink = record.uplink().map(IfName::as_str);
-    let bridge = record.own_link();
-    let ports = bridge.and_then(|bridge| of_bridges.get(bridge.as_str()));
-    let others = ports.into_iter().flatten();
-    let others = others.filter(|port| Some(port.as_str()) != uplink);
-    others.cloned().collect()
+    let bridge = record.own_link().into_iter();
+    let ports = bridge.filter_map(|bridge| users.ports.get(bridge.as_str()));
+    let ports = ports.flatten().filter(|port| Some(port.as_str()) != uplink);
+    let stays = |link: &IfName| {
+        let mut others = journal.networks.iter();
+        others.any(|(other, record)| !going.contains(other) && record.links.contains(link))
+    };
+    let below = record.links.iter().filter(|link| !stays(link));
+    let taps = below.filter_map(|link| users.taps.get(link.as_str()));
+    ports.chain(taps.flatten()).cloned().collect()
 }
 
 /// What `plan --json` prints: with the inventory it is a test case.
@@ -531,4 +529,33 @@ fn effective_capabilities() -> Result<u64, Box<dyn StdError>> {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let set = line.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
     Ok(u64::from_str_radix(set.trim(), 16)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tap_on_a_shared_link_uses_it_once_nobody_else_keeps_it() {
+        let on_vlan = Record {
+            links: BTreeSet::from(["up0.20".parse().unwrap()]),
+            ..Record::default()
+        };
+        let [one, two]: [Name; 2] = ["one", "two"].map(|name| name.parse().unwrap());
+        let mut journal = Journal::default();
+        for name in [&one, &two] {
+            journal.networks.insert(name.clone(), on_vlan.clone());
+        }
+        let taps = [("up0.20", "tap0"), ("up0", "another")];
+        let users = Users {
+            taps: taps
+                .map(|(link, tap)| (link.to_owned(), vec![tap.to_owned()]))
+                .into(),
+            ..Users::default()
+        };
+        let alone = users_of(&journal, &users, &one, std::slice::from_ref(&one));
+        assert!(alone.is_empty(), "{alone:?}");
+        let both = users_of(&journal, &users, &one, &[one.clone(), two]);
+        assert_eq!(both, ["tap0"]);
+    }
 }

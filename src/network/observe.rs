@@ -220,12 +220,22 @@ fn note_masters(links: &mut [Link], bridges: &BTreeMap<String, OvsBridge>) {
     }
 }
 
-/// The names of the ports of each bridge. On one of Open vSwitch's a port of ringtap's whose link is gone is none.
+/// Who uses a link, by the link's name.
+#[derive(Debug, Default)]
+pub struct Users {
+    /// The ports of each bridge. On one of Open vSwitch's a port of ringtap's whose link is gone is none.
+    pub ports: BTreeMap<String, Vec<String>>,
+    /// The macvtaps and ipvtaps on top of each link, which go with it.
+    pub taps: BTreeMap<String, Vec<String>>,
+}
+
+/// Who uses the links of this namespace.
 ///
 /// # Errors
 /// The kernel can't be asked.
-pub fn ports(netlink: &Netlink) -> Result<BTreeMap<String, Vec<String>>, NetlinkError> {
-    let (mut links, _) = links(netlink, &link_messages(netlink)?)?;
+pub fn users(netlink: &Netlink) -> Result<Users, NetlinkError> {
+    let messages = link_messages(netlink)?;
+    let (mut links, names) = links(netlink, &messages)?;
     // Where it does not answer, its bridges can't be taken away either.
     let bridges = ovs::bridges_if_any();
     note_masters(&mut links, &bridges);
@@ -239,23 +249,41 @@ pub fn ports(netlink: &Netlink) -> Result<BTreeMap<String, Vec<String>>, Netlink
         let names = without_link.map(|(name, _)| name).collect();
         ports.insert(bridge, names);
     }
-    for link in links {
+    let mut taps: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (link, message) in links.into_iter().zip(&messages) {
+        if matches!(link.kind.as_deref(), Some("macvtap" | "ipvtap"))
+            && let Some(below) = below(message, &names)
+        {
+            taps.entry(below).or_default().push(link.name.clone());
+        }
         if let Some(master) = link.master {
             ports.entry(master).or_default().push(link.name);
         }
     }
-    Ok(ports)
+    Ok(Users { ports, taps })
 }
 
-/// As [`ports`], in the namespace of `tenant`.
+/// The link of this namespace that another is on top of.
+fn below(message: &LinkMessage, names: &LinkNames) -> Option<String> {
+    let elsewhere = |it: &LinkAttribute| matches!(it, LinkAttribute::LinkNetNsId(_));
+    if message.attributes.iter().any(elsewhere) {
+        return None;
+    }
+    message.attributes.iter().find_map(|it| match it {
+        LinkAttribute::Link(index) => names.get(index).cloned(),
+        _ => None,
+    })
+}
+
+/// As [`users`], in the namespace of `tenant`.
 ///
 /// # Errors
 /// The kernel can't be asked.
-pub fn ports_within(tenant: &Name) -> Result<BTreeMap<String, Vec<String>>, ObserveError> {
+pub fn users_within(tenant: &Name) -> Result<Users, ObserveError> {
     let name = namespace(tenant);
-    let ports = netns::within(&name, || ports(&Netlink::open()?));
-    let ports = ports.map_err(|source| ObserveError::Namespace { name, source })?;
-    Ok(ports?)
+    let users = netns::within(&name, || users(&Netlink::open()?));
+    let users = users.map_err(|source| ObserveError::Namespace { name, source })?;
+    Ok(users?)
 }
 
 fn held(run_dir: &Path, name: &Name, record: &Record, tables: &Tables) -> Held {

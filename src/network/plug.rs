@@ -2,8 +2,8 @@
 //!
 //! A guest brings up the networks it needs. One that was down before is then up *for guests*: it goes when the
 //! last guest has gone, unless `ringtap up` was called for it meanwhile. Who is plugged in shows in two ways: a
-//! shared lock on the network's directory, which ends with its holder however that ends, and the ports of the
-//! bridge, which outlive a supervisor that was killed.
+//! shared lock on the network's directory, which ends with its holder however that ends, and links on the network's own, such
+//! as the ports of its bridge, which outlive a supervisor that was killed.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -16,7 +16,7 @@ use super::inventory::Inventory;
 use super::journal::{Journal, Record, RunDir, RunDirError, has_no_more_than_a_lock};
 use super::mended::By;
 use super::plan::{Planned, network_dir};
-use super::{Error, PortsByPlace, confirm, make_so, ports, run_dir_path, with_run_dir};
+use super::{Error, UsersByPlace, confirm, make_so, run_dir_path, users_of, with_run_dir};
 use crate::cli::HostArgs;
 use crate::config::Config;
 use crate::types::Name;
@@ -153,10 +153,16 @@ impl Drop for Plugged {
 
 /// Takes down those of `names` that are up for guests, if there are none.
 fn take_down_unused(run_dir: &mut RunDir, netlink: &Netlink, names: &[Name]) -> Result<(), Error> {
-    let mut of_bridges = PortsByPlace::new(netlink);
+    let left: Vec<Name> = names
+        .iter()
+        .filter(|name| is_left(run_dir, name))
+        .cloned()
+        .collect();
+    let mut known = UsersByPlace::new(netlink);
     let mut unused = Vec::new();
-    for name in names {
-        if is_unused(run_dir, &mut of_bridges, name)? {
+    for name in &left {
+        let users = known.beside(&run_dir.journal, name)?;
+        if users_of(&run_dir.journal, users, name, &left).is_empty() {
             unused.push(name.clone());
         }
     }
@@ -166,21 +172,13 @@ fn take_down_unused(run_dir: &mut RunDir, netlink: &Netlink, names: &[Name]) -> 
     }
 }
 
-/// Whether the network is up for guests, and there are none.
-fn is_unused(
-    run_dir: &RunDir,
-    of_bridges: &mut PortsByPlace<'_>,
-    name: &Name,
-) -> Result<bool, Error> {
+/// Whether the network is up for guests, and nobody says to be one of them.
+fn is_left(run_dir: &RunDir, name: &Name) -> bool {
     let record = run_dir.journal.networks.get(name);
-    if !record.is_some_and(|record| record.for_guests) {
-        return Ok(false);
-    }
     // Who was killed while it brought the network up may not have come as far as its directory.
-    let alone = !network_dir(run_dir.path(), name).exists()
-        || lock(run_dir, name, FlockArg::LockExclusiveNonblock).is_ok();
-    let of_bridges = of_bridges.beside(&run_dir.journal, name)?;
-    Ok(alone && ports(&run_dir.journal, of_bridges, name).is_empty())
+    record.is_some_and(|record| record.for_guests)
+        && (!network_dir(run_dir.path(), name).exists()
+            || lock(run_dir, name, FlockArg::LockExclusiveNonblock).is_ok())
 }
 
 fn shared_locks(
