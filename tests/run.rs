@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
@@ -292,6 +293,20 @@ fn what_the_file_says_wrong_is_told_before_anything_is_touched() {
     lab.configure(&format!("{forwards}{web1}"));
     let said = refusal(&lab, 2, |_| {});
     assert!(said.contains("takes a port that"), "{said}");
+}
+
+#[test]
+fn a_port_that_a_program_has_is_not_forwarded_away_from_it() {
+    let lab = Lab::new();
+    let web1 = guest("").replace("\"default\" }", "\"default\", ip = \"192.168.100.10\" }");
+    lab.configure(&format!("forwards = [\"tcp:2222 -> web1:22\"]\n{web1}"));
+    let listener = lab.host.within(|| TcpListener::bind("0.0.0.0:2222"));
+    let _listener = listener.unwrap();
+    let said = refusal(&lab, 1, |_| {});
+    assert!(
+        said.contains("listens on tcp port 2222") && said.contains("choose another port"),
+        "{said}"
+    );
 }
 
 /// `ringtap run web1` where `path` is not there: covered up in the mount namespace of the command.
