@@ -5,7 +5,7 @@
 
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-use super::memory::{Mem, Slice};
+use super::memory::{Finder, Slice};
 use crate::tap::MAX_BUFFERS;
 
 /// Which way the bytes of a chain go. Net queues never mix them: transmitqs are read, receiveqs written.
@@ -53,8 +53,8 @@ impl BadChain {
 const DESC: usize = 16;
 
 /// A chain on its way from descriptors to buffers.
-pub(super) struct Walk<'m> {
-    mem: &'m Mem,
+pub(super) struct Walk<'a, 'm> {
+    mem: &'a Finder<'m>,
     direction: Direction,
     /// A table of descriptors may come: once, and last.
     indirect: bool,
@@ -65,9 +65,14 @@ pub(super) struct Walk<'m> {
     bytes: usize,
 }
 
-impl<'m> Walk<'m> {
+impl<'a, 'm> Walk<'a, 'm> {
     /// A chain of at most `longest` descriptors.
-    pub(super) fn new(mem: &'m Mem, direction: Direction, indirect: bool, longest: u16) -> Self {
+    pub(super) fn new(
+        mem: &'a Finder<'m>,
+        direction: Direction,
+        indirect: bool,
+        longest: u16,
+    ) -> Self {
         Self {
             mem,
             direction,
@@ -93,15 +98,23 @@ impl<'m> Walk<'m> {
         if len == 0 {
             return Err(BadChain::ZeroLength);
         }
-        // A buffer may go over from one region into the next; nearly always this is one slice.
-        for slice in self.mem.get_slices(addr, len as usize) {
-            self.slices += 1;
-            if self.slices >= MAX_BUFFERS {
-                return Err(BadChain::TooLong);
-            }
-            buffers.push(slice.map_err(|_| BadChain::Address)?);
-        }
         self.bytes += len as usize;
+        if let Some(slice) = self.mem.slice(addr, len as usize) {
+            return self.push(slice, buffers);
+        }
+        // A buffer may go over from one region into the next.
+        for slice in self.mem.mem().get_slices(addr, len as usize) {
+            self.push(slice.map_err(|_| BadChain::Address)?, buffers)?;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, slice: Slice<'m>, buffers: &mut Vec<Slice<'m>>) -> Result<(), BadChain> {
+        self.slices += 1;
+        if self.slices >= MAX_BUFFERS {
+            return Err(BadChain::TooLong);
+        }
+        buffers.push(slice);
         Ok(())
     }
 
@@ -117,7 +130,7 @@ impl<'m> Walk<'m> {
         if !allowed || has_next || len == 0 || len % DESC != 0 {
             return Err(BadChain::Indirect);
         }
-        self.mem.get_slice(addr, len).map_err(|_| BadChain::Address)
+        self.mem.slice(addr, len).ok_or(BadChain::Address)
     }
 
     /// Which way the chain's queue goes.

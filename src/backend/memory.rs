@@ -4,10 +4,11 @@
 //! vring addresses come in the front-end's own address space and go through [`GuestMemory::translate`].
 //!
 //! May touch: the memory files it is given. This file is a home of unsafe code: one region made from a part of
-//! a mapping.
+//! a mapping, and a hint to the CPU.
 
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -15,7 +16,8 @@ use std::sync::Arc;
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion, VolatileSlice,
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MemoryRegionAddress, MmapRegion, VolatileSlice,
 };
 
 use super::dirty_log::{DirtyLog, RegionLog, SliceLog};
@@ -25,6 +27,68 @@ pub type Mem = GuestMemoryMmap<RegionLog>;
 
 /// A piece of guest memory. Writes through it are marked in the dirty log.
 pub type Slice<'m> = VolatileSlice<'m, SliceLog<'m>>;
+
+/// Guest memory by address, with the region that was asked for last at hand: the next address is in the same one, nearly always.
+#[derive(Debug, Clone)]
+pub struct Finder<'m> {
+    mem: &'m Mem,
+    last: Cell<Option<&'m GuestRegionMmap<RegionLog>>>,
+}
+
+impl<'m> Finder<'m> {
+    /// Of all of `mem`.
+    pub fn new(mem: &'m Mem) -> Self {
+        Self {
+            mem,
+            last: Cell::new(None),
+        }
+    }
+
+    /// The memory itself.
+    pub fn mem(&self) -> &'m Mem {
+        self.mem
+    }
+
+    /// The `len` bytes at `addr`; none if they are not all in one region.
+    pub fn slice(&self, addr: GuestAddress, len: usize) -> Option<Slice<'m>> {
+        let within = |region: &'m GuestRegionMmap<RegionLog>| {
+            let offset = addr.0.checked_sub(region.start_addr().0)?;
+            region.get_slice(MemoryRegionAddress(offset), len).ok()
+        };
+        self.last.get().and_then(within).or_else(|| {
+            self.last.set(self.mem.find_region(addr));
+            self.last.get().and_then(within)
+        })
+    }
+}
+
+/// Has the CPU fetch the first bytes of `slice`, which a guest's CPU has written, for whoever reads them soon: a hint. Of a longer
+/// one the rest is fetched in time by itself, as it is read in order.
+pub fn prefetch(slice: &Slice<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    prefetch_lines::<{ std::arch::x86_64::_MM_HINT_T0 }>(slice);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = slice;
+}
+
+/// As [`prefetch`], for whoever writes there soon: a guest's CPU has to give these bytes up.
+pub fn prefetch_for_write(slice: &Slice<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    prefetch_lines::<{ std::arch::x86_64::_MM_HINT_ET0 }>(slice);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = slice;
+}
+
+#[cfg(target_arch = "x86_64")]
+fn prefetch_lines<const HINT: i32>(slice: &Slice<'_>) {
+    const LINE: usize = 64;
+    const LINES: usize = 4;
+    for at in (0..slice.len()).step_by(LINE).take(LINES) {
+        let line = slice.ptr_guard().as_ptr().wrapping_add(at);
+        // SAFETY: a prefetch of any address has no effect that a program could see.
+        unsafe { std::arch::x86_64::_mm_prefetch::<HINT>(line.cast()) };
+    }
+}
 
 /// Why a memory table can't be used.
 #[derive(Debug, Error)]

@@ -132,7 +132,7 @@ impl Limiter {
     }
 }
 
-/// How far a direction's counters may go in the burst at hand.
+/// What a direction may still move in the burst at hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
     frames: u64,
@@ -140,15 +140,21 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// Without a limit: all that costs are two comparisons a frame.
+    /// Without a limit: all that costs are two comparisons and two subtractions a frame.
     pub const UNLIMITED: Self = Self {
         frames: u64::MAX,
         bytes: u64::MAX,
     };
 
     /// Whether no more may be moved.
-    pub fn reached(&self, counters: &Counters) -> bool {
-        counters.frames >= self.frames || counters.bytes >= self.bytes
+    pub fn is_used_up(&self) -> bool {
+        self.frames == 0 || self.bytes == 0
+    }
+
+    /// Takes a frame of `bytes`, which may be larger than what is left.
+    pub fn take(&mut self, bytes: usize) {
+        self.frames = self.frames.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes as u64);
     }
 }
 
@@ -171,13 +177,10 @@ impl Pacer {
         })
     }
 
-    /// How far `counters` may go now; `None` where it can't go at all.
-    pub fn quota(&self, counters: &Counters) -> Option<Quota> {
+    /// What may be moved now; `None` where that is nothing.
+    pub fn quota(&self) -> Option<Quota> {
         let (bytes, frames) = self.limiter.content(self.limiter.now()).ok()?;
-        Some(Quota {
-            frames: counters.frames.saturating_add(frames),
-            bytes: counters.bytes.saturating_add(bytes),
-        })
+        Some(Quota { frames, bytes })
     }
 
     /// Takes what was moved between `before` and `after` out of the buckets.
@@ -314,18 +317,17 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_ends_with_either_counter() {
-        let quota = Quota {
-            frames: 10,
+    fn a_quota_ends_with_its_frames_or_its_bytes() {
+        let mut quota = Quota {
+            frames: 2,
             bytes: 1000,
         };
-        let at = |frames, bytes| Counters {
-            frames,
-            bytes,
-            ..Counters::default()
-        };
-        assert!(!quota.reached(&at(9, 999)));
-        assert!(quota.reached(&at(10, 0)));
-        assert!(quota.reached(&at(0, 1000)));
+        quota.take(500);
+        assert!(!quota.is_used_up());
+        let (mut frames, mut bytes) = (quota, quota);
+        frames.take(0);
+        assert!(frames.is_used_up());
+        bytes.take(1500); // a frame may take more than is left
+        assert!(bytes.is_used_up());
     }
 }

@@ -21,7 +21,7 @@ use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::chain::{BadChain, Direction};
 use super::features::Features;
-use super::memory::{Mem, Slice};
+use super::memory::{Finder, Mem, Slice, prefetch, prefetch_for_write};
 use packed::{PackedPosition, PackedRing};
 use split::{SplitPosition, SplitRing};
 
@@ -30,6 +30,10 @@ pub const MAX_SIZE: u16 = 1024;
 
 /// Bytes of a descriptor, in either kind of ring.
 const DESC: usize = 16;
+
+/// While a chain is worked on, the buffer of the one so far behind it is fetched from the guest's CPU, and the descriptor of the
+/// one twice as far.
+const AHEAD: u16 = 8;
 
 /// Why a ring can't be started.
 #[derive(Debug, Error)]
@@ -260,8 +264,23 @@ impl<'m> Ring<'m> {
 }
 
 /// Whether going from `old` to `new` passes `event` (virtio 1.3 §2.7.10.1, `vring_need_event`).
-fn passes(event: u16, old: u16, new: u16) -> bool {
+pub fn passes(event: u16, old: u16, new: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
+/// Has descriptor `index` of `table`, if there is one, fetched.
+fn fetch_descriptor(table: &Slice<'_>, index: u16) {
+    if let Ok(descriptor) = table.subslice(usize::from(index) * DESC, DESC) {
+        prefetch(&descriptor);
+    }
+}
+
+/// Has the buffer of a receiveq that is at `addr`, if there is memory, fetched.
+fn fetch_buffer(mem: &Finder<'_>, addr: GuestAddress, len: u32) {
+    const SHORT: usize = 128; // most frames are
+    if let Some(buffer) = mem.slice(addr, SHORT.min(len as usize)) {
+        prefetch_for_write(&buffer);
+    }
 }
 
 /// Reads a field of a ring. Offsets are computed from the size the slice was made with, so they are in bounds, and

@@ -22,8 +22,11 @@ use virtio_queue::desc::packed::Descriptor;
 use vm_memory::VolatileMemory;
 
 use super::super::chain::{BadChain, Direction, Walk};
-use super::super::memory::{Mem, Slice};
-use super::{Chain, DESC, MAX_SIZE, RingError, RingLayout, load, passes, store};
+use super::super::memory::{Finder, Mem, Slice};
+use super::{
+    AHEAD, Chain, DESC, MAX_SIZE, RingError, RingLayout, fetch_buffer, fetch_descriptor, load,
+    passes, store,
+};
 
 /// Offsets in a descriptor (§2.8.13).
 const LEN: usize = 8;
@@ -245,7 +248,7 @@ struct Used {
 /// A packed ring during one burst.
 #[derive(Debug)]
 pub struct PackedRing<'m> {
-    mem: &'m Mem,
+    mem: Finder<'m>,
     ring: Slice<'m>,
     driver_event: Slice<'m>,
     device_event: Slice<'m>,
@@ -265,7 +268,7 @@ impl<'m> PackedRing<'m> {
         position: &'m mut PackedPosition,
     ) -> Self {
         Self {
-            mem,
+            mem: Finder::new(mem),
             ring,
             driver_event,
             device_event,
@@ -286,10 +289,22 @@ impl<'m> PackedRing<'m> {
             self.end = place;
             return None;
         }
+        self.look_ahead(direction);
         fence(Ordering::Acquire); // the chain is read after the flags that make it available
         let (chain, walked) = self.walk(place.index, direction, buffers);
         self.position.avail.advance(chain.slots, self.layout.size);
         Some((chain, walked))
+    }
+
+    /// Has what is needed for chains that come after the next one fetched.
+    fn look_ahead(&self, direction: Direction) {
+        let at = |ahead| (self.position.avail.index + ahead) % self.layout.size;
+        fetch_descriptor(&self.ring, at(2 * AHEAD));
+        if direction == Direction::Writable {
+            // What is not available holds an old buffer, which is as likely to come back as any.
+            let descriptor = self.read(at(AHEAD));
+            fetch_buffer(&self.mem, descriptor.addr(), descriptor.len());
+        }
     }
 
     /// Whether the descriptor at `place` is the device's (§2.8.1).
@@ -307,7 +322,7 @@ impl<'m> PackedRing<'m> {
         buffers: &mut Vec<Slice<'m>>,
     ) -> (Chain, Result<usize, BadChain>) {
         let size = self.layout.size;
-        let mut walk = Walk::new(self.mem, direction, self.layout.indirect, size);
+        let mut walk = Walk::new(&self.mem, direction, self.layout.indirect, size);
         let mut result = Ok(());
         let mut slots = 0;
         loop {
@@ -327,7 +342,7 @@ impl<'m> PackedRing<'m> {
 
     fn add(
         &self,
-        walk: &mut Walk<'m>,
+        walk: &mut Walk<'_, 'm>,
         descriptor: &Descriptor,
         more: bool,
         buffers: &mut Vec<Slice<'m>>,

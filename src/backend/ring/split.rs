@@ -8,8 +8,11 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::VolatileMemory;
 
 use super::super::chain::{BadChain, Direction, Walk};
-use super::super::memory::{Mem, Slice};
-use super::{Broken, Chain, DESC, MAX_SIZE, RingError, RingLayout, load, passes, store};
+use super::super::memory::{Finder, Mem, Slice};
+use super::{
+    AHEAD, Broken, Chain, DESC, MAX_SIZE, RingError, RingLayout, fetch_buffer, fetch_descriptor,
+    load, passes, store,
+};
 
 /// Bytes of `flags` and `idx` before a ring, of an avail entry, of a used element, and of the event index
 /// behind a ring (virtio 1.3 §2.7.6, §2.7.8).
@@ -74,7 +77,7 @@ impl SplitPosition {
 /// A split ring during one burst.
 #[derive(Debug)]
 pub struct SplitRing<'m> {
-    mem: &'m Mem,
+    mem: Finder<'m>,
     desc: Slice<'m>,
     avail: Slice<'m>,
     used: Slice<'m>,
@@ -101,7 +104,7 @@ impl<'m> SplitRing<'m> {
         }
         let published = position.next_used;
         Ok(Self {
-            mem,
+            mem: Finder::new(mem),
             desc,
             avail,
             used,
@@ -120,11 +123,37 @@ impl<'m> SplitRing<'m> {
         if self.position.next_avail == self.end {
             return None;
         }
-        let slot = usize::from(self.position.next_avail % self.layout.size);
+        self.look_ahead(direction);
+        let head = self.head(self.position.next_avail);
         self.position.next_avail = self.position.next_avail.wrapping_add(1);
-        let head = load(&self.avail, RING_HEADER + slot * AVAIL_ENTRY);
         let chain = Chain { id: head, slots: 1 };
         Some((chain, self.walk(head, direction, buffers)))
+    }
+
+    /// The chain that became available as number `number`.
+    fn head(&self, number: u16) -> u16 {
+        let slot = self.slot(number);
+        load(&self.avail, RING_HEADER + slot * AVAIL_ENTRY)
+    }
+
+    /// Where in its ring an entry is; sizes are powers of two (§2.7).
+    fn slot(&self, number: u16) -> usize {
+        usize::from(number & (self.layout.size - 1))
+    }
+
+    /// Has what is needed for chains that come after the next one fetched.
+    fn look_ahead(&self, direction: Direction) {
+        let next = self.position.next_avail;
+        let left = self.end.wrapping_sub(next);
+        if left > 2 * AHEAD {
+            fetch_descriptor(&self.desc, self.head(next.wrapping_add(2 * AHEAD)));
+        }
+        if left > AHEAD
+            && direction == Direction::Writable
+            && let Ok(descriptor) = read(&self.desc, self.head(next.wrapping_add(AHEAD)))
+        {
+            fetch_buffer(&self.mem, descriptor.addr(), descriptor.len());
+        }
     }
 
     /// Follows the links from `head`. The longest chain allowed has as many descriptors as the ring (§2.7.5.2).
@@ -134,7 +163,7 @@ impl<'m> SplitRing<'m> {
         direction: Direction,
         buffers: &mut Vec<Slice<'m>>,
     ) -> Result<usize, BadChain> {
-        let mut walk = Walk::new(self.mem, direction, self.layout.indirect, self.layout.size);
+        let mut walk = Walk::new(&self.mem, direction, self.layout.indirect, self.layout.size);
         let mut table = self.desc;
         let mut index = head;
         loop {
@@ -160,7 +189,7 @@ impl<'m> SplitRing<'m> {
     }
 
     pub(super) fn complete(&mut self, chain: Chain, len: u32) {
-        let slot = usize::from(self.position.next_used % self.layout.size);
+        let slot = self.slot(self.position.next_used);
         let at = RING_HEADER + slot * USED_ELEM;
         store(&self.used, at, u32::from(chain.id));
         store(&self.used, at + 4, len);

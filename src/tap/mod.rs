@@ -12,6 +12,8 @@
 
 #![allow(unsafe_code)]
 
+mod burst;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::MaybeUninit;
@@ -20,12 +22,16 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
 use crate::types::{IfName, QueuePairs};
+pub use burst::DEPTH;
+use burst::WriteRing;
 
 /// The most buffers one frame may be scattered over (the kernel's `UIO_MAXIOV`).
 pub const MAX_BUFFERS: usize = libc::UIO_MAXIOV as usize;
@@ -236,11 +242,8 @@ impl Tap {
     pub fn open(name: &IfName, pairs: QueuePairs) -> Result<(Self, Vec<TapQueue>), TapError> {
         check_flags(name)?;
         let claim = claim(name)?;
-        let queues = (0..pairs.get())
-            .map(|_| attach(name).map(TapQueue::attached))
-            .collect::<Result<Vec<_>, _>>()?;
+        let queues = attach_alone(name, pairs)?;
         let tap = Self::of_queues(name.clone(), &queues, Some(claim))?;
-        tap.check_alone(pairs)?;
         Ok((tap, queues))
     }
 
@@ -257,7 +260,7 @@ impl Tap {
         let node = MacvtapNode::find(name)?;
         let claim = claim(name)?;
         let queues = (0..pairs.get())
-            .map(|_| node.open(name).map(TapQueue::attached))
+            .map(|_| TapQueue::of(name, node.open(name)?))
             .collect::<Result<Vec<_>, _>>()?;
         let tap = Self::of_queues(name.clone(), &queues, Some(claim))?;
         Ok((tap, queues))
@@ -337,17 +340,6 @@ impl Tap {
             .map(drop)
             .map_err(|cause| kernel(name, "make it persistent", cause))
     }
-
-    /// A multi-queue tap lets a second process attach without a word, and then frames go to either of the two.
-    /// The count of queues gives away one that is no backend and so holds no claim.
-    fn check_alone(&self, pairs: QueuePairs) -> Result<(), TapError> {
-        let queues = attached_queues(&self.name)
-            .map_err(|cause| kernel(&self.name, "count its queues", cause))?;
-        if queues > u32::from(pairs.get()) {
-            return Err(TapError::Busy(self.name.clone()));
-        }
-        Ok(())
-    }
 }
 
 impl TapSettings for Tap {
@@ -375,6 +367,17 @@ pub struct TapQueue {
     fd: OwnedFd,
     /// Whether the link gives frames to this queue; `None` where it always does, for it is no tap's.
     attached: Option<bool>,
+    bursts: Bursts,
+}
+
+/// How several frames are written at once.
+#[derive(Debug)]
+enum Bursts {
+    /// By a ring, which is made by the thread that writes first.
+    Wanted,
+    Ring(Box<WriteRing>),
+    /// One by one.
+    No,
 }
 
 impl TapQueue {
@@ -386,14 +389,25 @@ impl TapQueue {
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
-        Ok(Self { fd, attached: None })
+        let bursts = match always_has_room(&fd) {
+            true => Bursts::Wanted,
+            false => Bursts::No,
+        };
+        Ok(Self {
+            fd,
+            attached: None,
+            bursts,
+        })
     }
 
-    fn attached(file: File) -> Self {
-        Self {
-            fd: file.into(),
+    /// An attached queue of `name`.
+    fn of(name: &IfName, file: File) -> Result<Self, TapError> {
+        let queue = Self::from_fd(file.into());
+        let queue = queue.map_err(|cause| kernel(name, "make a queue non-blocking", cause))?;
+        Ok(Self {
             attached: Some(true),
-        }
+            ..queue
+        })
     }
 
     /// Lets the link give frames to this queue, or to its others alone. Frames that wait in a queue are lost when it
@@ -419,12 +433,10 @@ impl TapQueue {
     pub fn readv<B: BitmapSlice>(&self, buffers: &[VolatileSlice<'_, B>]) -> io::Result<usize> {
         let mut iovecs = [const { MaybeUninit::uninit() }; MAX_BUFFERS];
         let (iov, count) = fill(&mut iovecs, buffers)?;
-        retry(|| {
-            // SAFETY: `iov` holds `count` entries, each a VolatileSlice that is alive over this call and so a mapped,
-            // writable range; nobody holds a Rust reference into it, for guest memory is only reached by volatile
-            // access.
-            unsafe { libc::readv(self.fd.as_raw_fd(), iov, count) }
-        })
+        // SAFETY: `iov` holds `count` entries, each a VolatileSlice that is alive over this call and so a mapped,
+        // writable range; nobody holds a Rust reference into it, for guest memory is only reached by volatile
+        // access.
+        retry(|| unsafe { libc::syscall(libc::SYS_readv, self.fd.as_raw_fd(), iov, count) })
     }
 
     /// Writes one frame, header first, from `buffers` in order.
@@ -435,11 +447,60 @@ impl TapQueue {
     pub fn writev<B: BitmapSlice>(&self, buffers: &[VolatileSlice<'_, B>]) -> io::Result<usize> {
         let mut iovecs = [const { MaybeUninit::uninit() }; MAX_BUFFERS];
         let (iov, count) = fill(&mut iovecs, buffers)?;
-        retry(|| {
-            // SAFETY: as in readv; the kernel only reads through these entries. A guest that changes the bytes meanwhile
-            // changes its own frame.
-            unsafe { libc::writev(self.fd.as_raw_fd(), iov, count) }
-        })
+        // SAFETY: as in readv; the kernel only reads through these entries. A guest that changes the bytes meanwhile
+        // changes its own frame.
+        retry(|| unsafe { libc::syscall(libc::SYS_writev, self.fd.as_raw_fd(), iov, count) })
+    }
+
+    /// Writes `frames`, each as [`Self::writev`] does, in their order, by as few system calls as the host allows; tells what
+    /// became of each. Returns before the first for which there is no room, and says how many came before it.
+    pub fn write_burst<B: BitmapSlice>(
+        &mut self,
+        frames: &[&[VolatileSlice<'_, B>]],
+        mut written: impl FnMut(io::Result<usize>),
+    ) -> Burst {
+        let mut burst = Burst::default();
+        while frames.len() - burst.frames > 1
+            && let Some(ring) = self.ring()
+        {
+            let next = frames[burst.frames..]
+                .chunks(DEPTH)
+                .next()
+                .unwrap_or_default();
+            burst.calls += 1;
+            if let Err(error) = ring.write(next, &mut written) {
+                tracing::warn!("frames are written one by one, for io_uring fails: {error}");
+                self.bursts = Bursts::No;
+                break;
+            }
+            burst.frames += next.len();
+        }
+        for frame in &frames[burst.frames..] {
+            burst.calls += 1;
+            match self.writev(frame) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                result => written(result),
+            }
+            burst.frames += 1;
+        }
+        burst
+    }
+
+    /// The ring, which the kernel wants to be made by the thread that writes; none where frames are written one by one.
+    fn ring(&mut self) -> Option<&mut WriteRing> {
+        if let Bursts::Wanted = self.bursts {
+            self.bursts = WriteRing::new(&self.fd).map_or_else(
+                |error| {
+                    tracing::debug!("frames are written one by one, without io_uring: {error}");
+                    Bursts::No
+                },
+                |ring| Bursts::Ring(Box::new(ring)),
+            );
+        }
+        match &mut self.bursts {
+            Bursts::Ring(ring) => Some(ring),
+            Bursts::Wanted | Bursts::No => None,
+        }
     }
 
     /// Whether the kernel has room for a frame now. Where it has not, it has hereby been asked to tell when it will: tun
@@ -455,6 +516,24 @@ impl TapQueue {
     }
 }
 
+/// How far [`TapQueue::write_burst`] has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Burst {
+    /// Frames of which was told what became of them.
+    pub frames: usize,
+    /// System calls that it took.
+    pub calls: u64,
+}
+
+/// Whether the kernel takes whatever is written to `queue`: a tap's send buffer has no limit, unless somebody gave it one.
+fn always_has_room(queue: &OwnedFd) -> bool {
+    let mut limit: libc::c_int = 0;
+    // SAFETY: TUNGETSNDBUF writes one int through the pointer, which lives over the call; no other driver takes this number
+    // for something that is larger.
+    let asked = unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNGETSNDBUF, &raw mut limit) };
+    check(asked).is_ok() && limit == libc::c_int::MAX
+}
+
 impl AsFd for TapQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -467,6 +546,13 @@ impl AsRawFd for TapQueue {
     }
 }
 
+fn iovec<B: BitmapSlice>(buffer: &VolatileSlice<'_, B>) -> libc::iovec {
+    libc::iovec {
+        iov_base: buffer.ptr_guard_mut().as_ptr().cast(),
+        iov_len: buffer.len(),
+    }
+}
+
 /// Writes `buffers` as iovecs into `iovecs`; returns what `readv` and `writev` take.
 fn fill<B: BitmapSlice>(
     iovecs: &mut [MaybeUninit<libc::iovec>; MAX_BUFFERS],
@@ -475,16 +561,15 @@ fn fill<B: BitmapSlice>(
     if buffers.len() > MAX_BUFFERS {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    for (iovec, buffer) in iovecs.iter_mut().zip(buffers) {
-        iovec.write(libc::iovec {
-            iov_base: buffer.ptr_guard_mut().as_ptr().cast(),
-            iov_len: buffer.len(),
-        });
+    for (place, buffer) in iovecs.iter_mut().zip(buffers) {
+        place.write(iovec(buffer));
     }
     Ok((iovecs.as_ptr().cast(), buffers.len() as libc::c_int))
 }
 
-fn retry(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
+/// A system call, until no signal interrupts it. Calls are made past libc's own functions: those are points at which a thread
+/// can be cancelled, which in a process with several takes a tenth of a frame's time.
+fn retry(mut call: impl FnMut() -> libc::c_long) -> io::Result<usize> {
     loop {
         match usize::try_from(call()) {
             Ok(bytes) => return Ok(bytes),
@@ -495,6 +580,32 @@ fn retry(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
                 }
             }
         }
+    }
+}
+
+/// Attaches a queue a pair to `name`, and nobody else's. A process that has just died may have its queues for a moment still, for
+/// the kernel takes its io_uring apart behind it, and no event tells when that is done.
+fn attach_alone(name: &IfName, pairs: QueuePairs) -> Result<Vec<TapQueue>, TapError> {
+    const MOMENT: Duration = Duration::from_secs(1);
+    let end = Instant::now() + MOMENT;
+    loop {
+        match try_attach_alone(name, pairs) {
+            Err(TapError::Busy(_)) if Instant::now() < end => sleep(MOMENT / 200),
+            done => return done,
+        }
+    }
+}
+
+/// A multi-queue tap lets a second process attach without a word, and then frames go to either of the two. The count of queues
+/// gives away one that is no backend and so holds no claim.
+fn try_attach_alone(name: &IfName, pairs: QueuePairs) -> Result<Vec<TapQueue>, TapError> {
+    let queues = (0..pairs.get()).map(|_| TapQueue::of(name, attach(name)?));
+    let queues = queues.collect::<Result<Vec<_>, _>>()?;
+    let attached =
+        attached_queues(name).map_err(|cause| kernel(name, "count its queues", cause))?;
+    match attached > u32::from(pairs.get()) {
+        true => Err(TapError::Busy(name.clone())),
+        false => Ok(queues),
     }
 }
 

@@ -1,0 +1,158 @@
+//! A frame in the buffers of chains: what its headers say, and its bytes where they are.
+
+use std::io;
+
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{MmapRegion, VolatileMemory};
+
+use super::super::dirty_log::RegionLog;
+use super::super::memory::Slice;
+use crate::tap::HeaderLen;
+
+/// An Ethernet header, the least a frame can be.
+pub(super) const ETHERNET: usize = 14;
+
+/// The most bytes a frame can have: an IP packet of 65535 bytes behind an Ethernet header with two VLAN tags.
+pub const MAX_FRAME: usize = 65535 + ETHERNET + 8;
+
+/// Bytes of a VLAN tag, and the EtherTypes that announce one.
+const VLAN_TAG: usize = 4;
+const VLAN: [u16; 2] = [0x8100, 0x88a8];
+
+/// Where `gso_type` lies in the header; 0 is a frame as it stands (virtio 1.3 §5.1.6).
+const GSO_TYPE: usize = 1;
+
+/// Where `num_buffers` lies in the long header (virtio 1.3 §5.1.6).
+pub(super) const NUM_BUFFERS: usize = 10;
+
+/// The settings that features decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameFormat {
+    /// The virtio-net header's length.
+    pub header: HeaderLen,
+    /// A received frame may be spread over several chains.
+    pub mergeable: bool,
+    /// The largest packet behind an Ethernet header, in bytes, unless it is to be segmented on its way. None without a
+    /// limit but [`MAX_FRAME`].
+    pub mtu: Option<u16>,
+}
+
+impl FrameFormat {
+    /// Whether a frame of `bytes` in `buffers`, behind its header, is larger than it may be. VLAN tags do not count, and
+    /// neither do frames that will be segmented.
+    pub(super) fn exceeds_mtu(self, buffers: &[Slice<'_>], bytes: usize) -> bool {
+        let Some(over) = self
+            .mtu
+            .and_then(|mtu| bytes.checked_sub(usize::from(mtu) + ETHERNET))
+            .filter(|over| *over > 0)
+        else {
+            return false;
+        };
+        let [gso_type] = read_at(buffers, GSO_TYPE);
+        let (_, packet) = self.packet(buffers);
+        let tags = packet - self.header.bytes() - ETHERNET;
+        gso_type == 0 && over > tags
+    }
+
+    /// What is in a frame, by its EtherType, and where that begins; VLAN tags, two at most, are passed over.
+    pub(super) fn packet(self, buffers: &[Slice<'_>]) -> (u16, usize) {
+        let untagged = self.header.bytes() + ETHERNET;
+        let mut at = untagged;
+        loop {
+            let ether_type = u16::from_be_bytes(read_at(buffers, at - 2));
+            if !VLAN.contains(&ether_type) || at == untagged + 2 * VLAN_TAG {
+                return (ether_type, at);
+            }
+            at += VLAN_TAG;
+        }
+    }
+}
+
+/// Whether the frame in `buffers`, header first, is yet to be segmented.
+pub(super) fn is_gso(buffers: &[Slice<'_>]) -> bool {
+    read_at(buffers, GSO_TYPE) != [0]
+}
+
+/// The pair's own memory for one frame with its header: reached like guest memory, so that both go into one
+/// list of buffers.
+pub(super) fn frame_store() -> io::Result<MmapRegion<RegionLog>> {
+    MmapRegion::new(HeaderLen::Long.bytes() + MAX_FRAME).map_err(io::Error::other)
+}
+
+pub(super) fn whole(region: &MmapRegion<RegionLog>) -> Slice<'_> {
+    part(region.as_volatile_slice(), 0, region.size())
+}
+
+/// # Panics
+/// Where the part lies outside.
+pub(super) fn part(slice: Slice<'_>, offset: usize, len: usize) -> Slice<'_> {
+    slice.subslice(offset, len).expect("the part lies inside")
+}
+
+/// Copies what `from` holds into `to`, which has room for it.
+pub(super) fn copy(from: &[Slice<'_>], to: &[Slice<'_>]) {
+    let mut to = to.iter().copied();
+    let mut room = to.next();
+    for slice in from {
+        let mut done = 0;
+        while let Some(target) = room.filter(|_| done < slice.len()) {
+            let len = target.len().min(slice.len() - done);
+            part(*slice, done, len).copy_to_volatile_slice(part(target, 0, len));
+            done += len;
+            room = if len == target.len() {
+                to.next()
+            } else {
+                Some(part(target, len, target.len() - len))
+            };
+        }
+    }
+}
+
+/// Marks what the kernel has written of `bytes` in the dirty log.
+pub(super) fn mark_written(buffers: &[Slice<'_>], bytes: usize) {
+    let mut left = bytes;
+    for buffer in buffers {
+        let written = left.min(buffer.len());
+        buffer.bitmap().mark_dirty(0, written);
+        left -= written;
+        if left == 0 {
+            return;
+        }
+    }
+}
+
+/// The bytes at `offset` of what `buffers` are together; zeroes beyond their end.
+pub(super) fn read_at<const N: usize>(buffers: &[Slice<'_>], mut offset: usize) -> [u8; N] {
+    let mut bytes = [0; N];
+    let mut done = 0;
+    for buffer in buffers {
+        if offset >= buffer.len() {
+            offset -= buffer.len();
+            continue;
+        }
+        let len = (buffer.len() - offset).min(N - done);
+        part(*buffer, offset, len).copy_to(&mut bytes[done..done + len]);
+        (done, offset) = (done + len, 0);
+        if done == N {
+            break;
+        }
+    }
+    bytes
+}
+
+/// Writes `bytes` at `offset` of what `buffers` are together.
+pub(super) fn write_at(buffers: &[Slice<'_>], mut offset: usize, bytes: &[u8]) {
+    let mut left = bytes;
+    for buffer in buffers {
+        if left.is_empty() {
+            return;
+        }
+        if offset >= buffer.len() {
+            offset -= buffer.len();
+            continue;
+        }
+        let (now, later) = left.split_at(left.len().min(buffer.len() - offset));
+        part(*buffer, offset, now.len()).copy_from(now);
+        (left, offset) = (later, 0);
+    }
+}

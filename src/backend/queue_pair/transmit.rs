@@ -1,0 +1,172 @@
+//! One burst from a transmitq to the tap.
+
+use std::ops::Range;
+
+use arrayvec::ArrayVec;
+
+use super::super::chain::{BadChain, Direction};
+use super::super::counters::Counters;
+use super::super::heard::{Heard, Packet};
+use super::super::memory::{Slice, prefetch};
+use super::super::rate::Quota;
+use super::super::ring::{Chain, Ring};
+use super::frame::{ETHERNET, FrameFormat, MAX_FRAME, is_gso, read_at};
+use super::{BURST, BURST_BYTES, TxEnd};
+use crate::tap::TapQueue;
+
+/// One burst from a transmitq: chains are taken, then written to the tap together, then given back.
+pub(super) struct Transmit<'m> {
+    /// `None` while the ring is disabled.
+    tap: Option<&'m mut TapQueue>,
+    format: FrameFormat,
+    counters: &'m mut Counters,
+    heard: &'m mut Heard,
+    quota: Quota,
+    /// Those of all chains that were taken.
+    buffers: Vec<Slice<'m>>,
+    taken: ArrayVec<Taken, BURST>,
+}
+
+/// A chain taken from a transmitq.
+struct Taken {
+    chain: Chain,
+    /// Its own among the buffers of all.
+    buffers: Range<usize>,
+    fate: Fate,
+}
+
+/// What is to become of a chain from a transmitq.
+enum Fate {
+    /// A frame of so many bytes goes to the tap.
+    Send(usize),
+    /// A frame of a disabled ring.
+    Disabled,
+    OverMtu,
+    Bad(BadChain),
+}
+
+impl<'m> Transmit<'m> {
+    pub(super) fn new(
+        tap: Option<&'m mut TapQueue>,
+        format: FrameFormat,
+        counters: &'m mut Counters,
+        heard: &'m mut Heard,
+        quota: Quota,
+    ) -> Self {
+        Self {
+            tap,
+            format,
+            counters,
+            heard,
+            quota,
+            buffers: Vec::with_capacity(BURST),
+            taken: ArrayVec::new(),
+        }
+    }
+
+    pub(super) fn burst(mut self, ring: &mut Ring<'m>) -> TxEnd {
+        ring.disable_kicks();
+        let end = self.take(ring);
+        let done = self.send();
+        let (done, left) = self.taken.split_at(done);
+        for taken in done {
+            ring.complete(taken.chain, 0); // the device writes nothing into a transmitq's chains
+        }
+        for taken in left.iter().rev() {
+            ring.undo(taken.chain);
+        }
+        match left {
+            [] => end,
+            _ => TxEnd::TapFull,
+        }
+    }
+
+    /// Takes as many chains as may be sent now.
+    fn take(&mut self, ring: &mut Ring<'m>) -> TxEnd {
+        let mut bytes_taken = 0;
+        while !self.taken.is_full() && bytes_taken < BURST_BYTES {
+            if self.quota.is_used_up() {
+                self.counters.throttled += 1;
+                return TxEnd::Throttled;
+            }
+            let begin = self.buffers.len();
+            let Some((chain, bytes)) = ring.next(Direction::Readable, &mut self.buffers) else {
+                return TxEnd::RingEmpty;
+            };
+            let buffers = begin..self.buffers.len();
+            let fate = self.judge(bytes, &self.buffers[buffers.clone()]);
+            if let Fate::Send(bytes) = fate {
+                prefetch(&self.buffers[begin]);
+                self.quota.take(bytes);
+                bytes_taken += bytes;
+            }
+            self.taken.push(Taken {
+                chain,
+                buffers,
+                fate,
+            });
+        }
+        TxEnd::More
+    }
+
+    fn judge(&self, bytes: Result<usize, BadChain>, buffers: &[Slice<'_>]) -> Fate {
+        let header = self.format.header.bytes();
+        match bytes.map(|bytes| bytes.checked_sub(header)) {
+            Err(bad) => Fate::Bad(bad),
+            Ok(Some(bytes)) if (ETHERNET..=MAX_FRAME).contains(&bytes) => match self.tap {
+                None => Fate::Disabled,
+                Some(_) if self.format.exceeds_mtu(buffers, bytes) => Fate::OverMtu,
+                Some(_) => Fate::Send(bytes),
+            },
+            Ok(_) => Fate::Bad(BadChain::Size),
+        }
+    }
+
+    /// Sends what is to be sent; how many chains are done with by then.
+    fn send(&mut self) -> usize {
+        let mut accepted = ArrayVec::<bool, BURST>::new();
+        if let Some(tap) = &mut self.tap {
+            let to_send = self.taken.iter().filter_map(|taken| match taken.fate {
+                Fate::Send(_) => Some(&self.buffers[taken.buffers.clone()]),
+                _ => None,
+            });
+            let frames: ArrayVec<&[Slice<'_>], BURST> = to_send.collect();
+            let burst = tap.write_burst(&frames, |written| accepted.push(written.is_ok()));
+            self.counters.syscalls += burst.calls;
+        }
+        let mut accepted = accepted.into_iter();
+        for (number, taken) in self.taken.iter().enumerate() {
+            match taken.fate {
+                Fate::Send(bytes) => match accepted.next() {
+                    None => return number,
+                    Some(true) => {
+                        let buffers = &self.buffers[taken.buffers.clone()];
+                        self.counters.frames += 1;
+                        self.counters.gso_frames += u64::from(is_gso(buffers));
+                        self.counters.bytes += bytes as u64;
+                        let (ether_type, at) = self.format.packet(buffers);
+                        self.heard.listen(ether_type, &Behind { buffers, at });
+                    }
+                    // A header the kernel does not accept, or a tap that is down: the frame is lost, as on a cable.
+                    Some(false) => self.counters.dropped += 1,
+                },
+                Fate::Disabled => self.counters.disabled += 1,
+                Fate::OverMtu => self.counters.over_mtu += 1,
+                Fate::Bad(bad) => self.counters.bad_chains.add(bad),
+            }
+        }
+        self.taken.len()
+    }
+}
+
+/// What is in a frame behind its headers.
+struct Behind<'a> {
+    buffers: &'a [Slice<'a>],
+    at: usize,
+}
+
+impl Packet for Behind<'_> {
+    fn at<const N: usize>(&self, offset: usize) -> [u8; N] {
+        read_at(self.buffers, self.at + offset)
+    }
+}
