@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! guest driver → kick → worker (event-manager) → queue_pair::process_tx
-//!   → descriptor chains as iovecs into guest memory → tap.writev → kernel bridge
+//!   → a burst of descriptor chains as iovecs into guest memory → tap.write_burst → kernel bridge
 //! and back: tap readable → queue_pair::process_rx → tap.readv into the guest's chains → used ring → call
 //! ```
 //!
@@ -15,12 +15,13 @@
 //!   → a supervisor a guest → backend processes → QEMU → guest
 //! ```
 //!
-//! Modules may use those to their right only: `main → cli → {guest → network → config, backend} → {tap,
+//! Modules may use those to their right only: `main → cli → {guest → network → config, bench → backend} → {tap, packet,
 //! signals, programs, report} → types`. The two halves never import each other, but for [`backend::BackendArgs`], which
-//! the control plane writes as an argv and the backend reads back.
+//! the control plane writes as an argv and the backend reads back. [`mod@bench`] measures one of them by the other's links.
 //!
-//! Unsafe code is denied here and allowed in three files: `tap` (ioctls and vectored I/O), `backend::memory` (mapping guest
-//! memory) and `guest::user` (what QEMU's process does before it is QEMU).
+//! Unsafe code is denied here and allowed in five files: `tap` and `tap::burst` (ioctls, vectored I/O and io_uring),
+//! `backend::memory` (mapping guest memory), `packet` (packet sockets) and `guest::user` (what QEMU's process does before it is
+//! QEMU).
 
 #![deny(unsafe_code)]
 

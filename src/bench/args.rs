@@ -7,33 +7,41 @@ use clap::Args;
 
 use super::pattern::Size;
 use super::ring::Layout;
-use super::subject::{Named, Work};
-use crate::types::{IfName, QueueSize};
+use super::subject::{Named, Running, Subject};
+use super::work::Work;
+use crate::types::{IfName, QueuePairs, QueueSize};
 
 /// Arguments of `bench`.
 #[derive(Debug, Clone, Args)]
 pub struct BenchCommand {
-    /// The back-end that listens there, instead of one of ringtap's own
+    /// The back-end that listens there, instead of one of ringtap's own; given again, the one of another guest on its bridge
     #[arg(long, value_name = "PATH")]
-    pub socket: Option<PathBuf>,
+    socket: Vec<PathBuf>,
 
     /// That back-end's tap [default: the one that it has open]
     #[arg(long, value_name = "NAME", requires = "socket")]
-    pub tap: Option<IfName>,
+    tap: Option<IfName>,
 
-    /// Another back-end to compare with, such as dpdk=/run/dpdk.sock; can be given again
+    /// Another back-end to compare with, such as dpdk=/run/dpdk.sock, and that of another guest: dpdk=SOCKET,SOCKET; can be
+    /// given again
     #[arg(long, value_name = "NAME=SOCKET")]
-    pub vs: Vec<Named>,
+    vs: Vec<Named>,
 
-    /// Another one, started for each sample by a line of shell, which has it listen on $SOCKET; can be given again
+    /// Another one, started for each sample by a line of shell, which has it listen on $SOCKET, and on $PEER for another guest;
+    /// can be given again
     #[arg(long, value_name = "NAME=COMMAND")]
-    pub vs_run: Vec<Named>,
+    vs_run: Vec<Named>,
 
-    /// What is done: tx, from the guest, rx, to it, rr, there and back one by one [default: each]
+    /// What is done: tx, from the guest, rx, to it, both at once, vm, to another guest, rr, there and back one by one [default:
+    /// each]
     #[arg(long, value_name = "WORK", value_delimiter = ',')]
     work: Vec<Work>,
 
-    /// Bytes of a frame from its first address on, 60 to 9014, or 64k for one that is to be segmented
+    /// Pairs of queues
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1")]
+    pairs: Vec<QueuePairs>,
+
+    /// Bytes of a frame from its first address on, 64 to 9014, or imix, or 64k for one that is to be segmented
     #[arg(
         long,
         value_name = "BYTES",
@@ -61,6 +69,10 @@ pub struct BenchCommand {
     /// Print JSON, with every sample, for programs
     #[arg(long)]
     pub json: bool,
+
+    /// Write results.json, report.html and throughput.svg into this folder as well
+    #[arg(long, value_name = "FOLDER")]
+    pub report: Option<PathBuf>,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -69,18 +81,33 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 impl BenchCommand {
-    /// What is done.
-    pub fn works(&self) -> impl Iterator<Item = Work> {
-        match self.work.is_empty() {
-            true => vec![Work::Tx, Work::Rx, Work::Rr],
-            false => self.work.clone(),
-        }
-        .into_iter()
+    /// Each kind of work with each size of frames and number of pairs with which it can be done.
+    pub fn matrix(&self) -> Vec<(Work, Size, u16)> {
+        let works = match self.work.is_empty() {
+            true => &Work::ALL[..],
+            false => &self.work,
+        };
+        let sizes = works
+            .iter()
+            .flat_map(|work| self.size.iter().map(move |size| (*work, *size)));
+        let all = sizes.flat_map(|(work, size)| {
+            let pairs = self.pairs.iter();
+            pairs.map(move |pairs| (work, size, pairs.get()))
+        });
+        all.filter(|(work, size, pairs)| work.suits(*size, *pairs))
+            .collect()
     }
 
-    /// Frames' sizes.
-    pub fn sizes(&self) -> impl Iterator<Item = Size> {
-        self.size.iter().copied()
+    /// Who takes part, the one in question first, but for yardsticks.
+    pub fn subjects(&self) -> Vec<Subject> {
+        let first = Running::of_sockets(&self.socket, self.tap.clone());
+        let first = first.map_or(Subject::Ringtap, Subject::Running);
+        let running = self.vs.iter().map(Running::of_named).map(Subject::Running);
+        let started = self.vs_run.iter().cloned().map(Subject::Started);
+        std::iter::once(first)
+            .chain(running)
+            .chain(started)
+            .collect()
     }
 
     /// How long a sample is taken.

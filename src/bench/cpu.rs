@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::iter::Sum;
 use std::ops::Sub;
 
 use serde::Serialize;
@@ -23,11 +24,10 @@ impl Usage {
     /// # Errors
     /// It has ended, or the kernel does not tell (CONFIG_SCHED_INFO, CONFIG_TASK_IO_ACCOUNTING).
     pub fn of(pid: u32) -> io::Result<Self> {
-        let mut usage = Self::default();
-        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-            usage = usage.plus(Self::of_task(&thread?.path().to_string_lossy())?);
-        }
-        Ok(usage)
+        let threads = fs::read_dir(format!("/proc/{pid}/task"))?;
+        threads
+            .map(|thread| Self::of_task(&thread?.path().to_string_lossy()))
+            .sum()
     }
 
     /// That of the calling thread.
@@ -36,6 +36,15 @@ impl Usage {
     /// The kernel does not tell.
     pub fn of_this_thread() -> io::Result<Self> {
         Self::of_task("/proc/thread-self")
+    }
+
+    /// That of processes together.
+    ///
+    /// # Errors
+    /// As for [`Self::of`].
+    pub fn of_all(pids: &[u32]) -> io::Result<Self> {
+        let of_each = pids.iter().map(|pid| Self::of(*pid));
+        of_each.sum()
     }
 
     fn of_task(path: &str) -> io::Result<Self> {
@@ -52,13 +61,15 @@ impl Usage {
             wake_ups: field(&status, "voluntary_ctxt_switches:"),
         })
     }
+}
 
-    fn plus(self, other: Self) -> Self {
-        Self {
-            cpu_ns: self.cpu_ns + other.cpu_ns,
-            io_calls: self.io_calls + other.io_calls,
-            wake_ups: self.wake_ups + other.wake_ups,
-        }
+impl Sum for Usage {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, it| Self {
+            cpu_ns: sum.cpu_ns + it.cpu_ns,
+            io_calls: sum.io_calls + it.io_calls,
+            wake_ups: sum.wake_ups + it.wake_ups,
+        })
     }
 }
 
@@ -73,6 +84,22 @@ impl Sub for Usage {
             wake_ups: self.wake_ups.saturating_sub(before.wake_ups),
         }
     }
+}
+
+/// Bytes of memory that process `pid` has for itself: what it shares with a guest, and its program's text, are not among them.
+///
+/// # Errors
+/// It has ended, or the kernel does not tell (CONFIG_PROC_PAGE_MONITOR).
+pub fn memory_of(pid: u32) -> io::Result<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let anonymous = rollup
+        .lines()
+        .find_map(|line| line.strip_prefix("Pss_Anon:"));
+    let kilobytes = anonymous.and_then(|text| text.trim().strip_suffix(" kB"));
+    let kilobytes = kilobytes.and_then(|text| text.parse::<u64>().ok());
+    kilobytes
+        .map(|kilobytes| kilobytes << 10)
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 fn field(text: &str, name: &str) -> u64 {

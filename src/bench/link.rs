@@ -5,8 +5,10 @@ use std::fs;
 use std::io;
 
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute};
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec};
+use rtnetlink::packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage,
+};
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec};
 use thiserror::Error;
 
 use crate::network::apply::netlink::{Netlink, NetlinkError};
@@ -38,7 +40,7 @@ pub enum LinkError {
 
 /// A tap of the bench's own, up and without an address; gone with this value.
 #[derive(Debug)]
-pub struct BenchTap(IfName);
+pub struct BenchTap(BenchLink);
 
 impl BenchTap {
     /// Makes it.
@@ -46,39 +48,93 @@ impl BenchTap {
     /// # Errors
     /// See [`LinkError`].
     pub fn make(name: IfName) -> Result<Self, LinkError> {
-        let mut netlink = Netlink::open()?;
-        if find(&mut netlink, &name).is_ok() {
-            return Err(LinkError::Taken(name));
-        }
-        Tap::make_persistent(&name)?;
-        let tap = Self(name);
-        let (_, index, _) = find(&mut netlink, &tap.0)?;
-        // No link-local address, and so no frames of the host's own.
-        let quiet = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
-        let message = LinkMessageBuilder::<LinkUnspec>::new()
-            .index(index)
-            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![quiet]))
-            .up()
-            .build();
-        netlink.ask("set the bench's tap up", |handle: Handle| async move {
-            handle.link().set(message).execute().await
-        })?;
-        Ok(tap)
+        let make = |_: &mut Netlink, name: &IfName| Ok(Tap::make_persistent(name)?);
+        BenchLink::make(name, make).map(Self)
     }
 
     /// Its name.
     pub fn name(&self) -> &IfName {
-        &self.0
+        &self.0.0
     }
 }
 
-impl Drop for BenchTap {
+/// A bridge of the bench's own, up and without an address; gone with this value.
+#[derive(Debug)]
+pub struct BenchBridge(BenchLink);
+
+impl BenchBridge {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub fn make(name: IfName) -> Result<Self, LinkError> {
+        let make = |netlink: &mut Netlink, name: &IfName| {
+            let message = LinkBridge::new(name.as_str()).build();
+            Ok(
+                netlink.ask("make the bench's bridge", |handle: Handle| async move {
+                    handle.link().add(message).execute().await
+                })?,
+            )
+        };
+        BenchLink::make(name, make).map(Self)
+    }
+
+    /// Makes `link` a port of it, and sets it up.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub fn add(&self, link: &IfName) -> Result<(), LinkError> {
+        let mut netlink = Netlink::open()?;
+        let [bridge, port] = [&self.0.0, link].map(|name| index_of(&mut netlink, name));
+        let message = LinkMessageBuilder::<LinkUnspec>::new()
+            .index(port?)
+            .controller(bridge?)
+            .up()
+            .build();
+        Ok(netlink.ask(
+            "attach a tap to the bench's bridge",
+            |handle: Handle| async move { handle.link().set(message).execute().await },
+        )?)
+    }
+}
+
+/// A link that goes with this value.
+#[derive(Debug)]
+struct BenchLink(IfName);
+
+impl BenchLink {
+    /// Has `make` make it, and sets it up.
+    fn make(
+        name: IfName,
+        make: impl FnOnce(&mut Netlink, &IfName) -> Result<(), LinkError>,
+    ) -> Result<Self, LinkError> {
+        let mut netlink = Netlink::open()?;
+        if find(&mut netlink, &name).is_ok() {
+            return Err(LinkError::Taken(name));
+        }
+        make(&mut netlink, &name)?;
+        let link = Self(name);
+        // No link-local address, and so no frames of the host's own.
+        let quiet = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+        let message = LinkMessageBuilder::<LinkUnspec>::new()
+            .index(index_of(&mut netlink, &link.0)?)
+            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![quiet]))
+            .up()
+            .build();
+        netlink.ask("set the bench's link up", |handle: Handle| async move {
+            handle.link().set(message).execute().await
+        })?;
+        Ok(link)
+    }
+}
+
+impl Drop for BenchLink {
     fn drop(&mut self) {
         let deleted = Netlink::open().and_then(|mut netlink| {
-            let Ok((_, index, _)) = find(&mut netlink, &self.0) else {
+            let Ok(index) = index_of(&mut netlink, &self.0) else {
                 return Ok(()); // somebody else has
             };
-            netlink.ask("delete the bench's tap", |handle: Handle| async move {
+            netlink.ask("delete the bench's link", |handle: Handle| async move {
                 handle.link().del(index).execute().await
             })
         });
@@ -104,10 +160,23 @@ pub struct Counts {
 /// # Errors
 /// See [`LinkError`].
 pub fn counts(name: &IfName) -> Result<Counts, LinkError> {
-    Ok(find(&mut Netlink::open()?, name)?.2)
+    let link = find(&mut Netlink::open()?, name)?;
+    let stats = link.attributes.iter().find_map(|it| match it {
+        LinkAttribute::Stats64(stats) => Some(stats),
+        _ => None,
+    });
+    Ok(stats.map_or_else(Counts::default, |stats| Counts {
+        received: stats.rx_packets,
+        sent: stats.tx_packets,
+        dropped: stats.tx_dropped,
+    }))
 }
 
-fn find(netlink: &mut Netlink, name: &IfName) -> Result<(IfName, u32, Counts), LinkError> {
+fn index_of(netlink: &mut Netlink, name: &IfName) -> Result<u32, LinkError> {
+    Ok(find(netlink, name)?.header.index)
+}
+
+fn find(netlink: &mut Netlink, name: &IfName) -> Result<LinkMessage, LinkError> {
     let wanted = name.as_str().to_owned();
     let found = netlink.ask("look at a link", |handle: Handle| async move {
         handle
@@ -120,33 +189,30 @@ fn find(netlink: &mut Netlink, name: &IfName) -> Result<(IfName, u32, Counts), L
     });
     // Of one name there is one or, which the kernel calls an error, none.
     let message = found.ok().flatten();
-    let message = message.ok_or_else(|| LinkError::Missing(name.clone()))?;
-    let stats = message.attributes.iter().find_map(|it| match it {
-        LinkAttribute::Stats64(stats) => Some(stats),
-        _ => None,
-    });
-    let counts = stats.map_or_else(Counts::default, |stats| Counts {
-        received: stats.rx_packets,
-        sent: stats.tx_packets,
-        dropped: stats.tx_dropped,
-    });
-    Ok((name.clone(), message.header.index, counts))
+    message.ok_or_else(|| LinkError::Missing(name.clone()))
 }
 
-/// The tap that process `pid` has open; the kernel tells it of each of its descriptors.
+/// The taps that process `pid` has open; the kernel tells it of each of its descriptors.
 ///
 /// # Errors
-/// It has none, or several.
-pub fn tap_of(pid: u32) -> Result<IfName, LinkError> {
+/// It has ended.
+pub fn taps_of(pid: u32) -> Result<BTreeSet<IfName>, LinkError> {
     let process = |cause| LinkError::Process(pid, cause);
     let mut taps = BTreeSet::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).map_err(process)? {
         let text = fs::read_to_string(entry.map_err(process)?.path()).unwrap_or_default();
         let name = text.lines().find_map(|line| line.strip_prefix("iff:"));
-        if let Some(name) = name.and_then(|name| name.trim().parse::<IfName>().ok()) {
-            taps.insert(name);
-        }
+        taps.extend(name.and_then(|name| name.trim().parse::<IfName>().ok()));
     }
+    Ok(taps)
+}
+
+/// The one tap that process `pid` has open.
+///
+/// # Errors
+/// It has none, or several.
+pub fn tap_of(pid: u32) -> Result<IfName, LinkError> {
+    let mut taps = taps_of(pid)?;
     match taps.pop_first() {
         Some(name) if taps.is_empty() => Ok(name),
         _ => Err(LinkError::NoTap(pid)),

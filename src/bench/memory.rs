@@ -4,9 +4,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::Ordering;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 /// Guest memory, handed out from its beginning on.
 #[derive(Debug)]
@@ -54,6 +55,24 @@ impl Memory {
         self.region
             .get_slice(at, len)
             .expect("a place in the memory")
+    }
+
+    /// The little-endian number at `at`, which is even.
+    ///
+    /// # Panics
+    /// If it is not, or not in the memory.
+    pub fn load(&self, at: usize, order: Ordering) -> u16 {
+        let value = self.slice(at, 2).load(0, order);
+        u16::from_le(value.expect("an aligned place"))
+    }
+
+    /// Puts a little-endian number at `at`, which is even.
+    ///
+    /// # Panics
+    /// If it is not, or not in the memory.
+    pub fn store(&self, at: usize, value: u16, order: Ordering) {
+        let stored = self.slice(at, 2).store(value.to_le(), 0, order);
+        stored.expect("an aligned place");
     }
 
     /// Bytes in all.

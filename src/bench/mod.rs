@@ -2,110 +2,143 @@
 //!
 //! # Theory of operation
 //! A `nic` is the driver of a guest that does not exist: it speaks vhost-user as a front-end, has rings of its own
-//! (`ring`) in a `memory` that it shares with the back-end, and so loads any back-end without a guest, without huge pages, and from
-//! less than a core. At the other end of the wire are packet sockets on the back-end's tap (`crate::packet`).
+//! (`ring`) in a `memory` that it shares with the back-end, and so loads any back-end without a guest and without huge pages. At
+//! the other end of the `wire` are packet sockets on the back-end's tap (`crate::packet`), or there is a second NIC, behind a bridge.
 //!
 //! Each frame tells its number (`pattern`); whatever is lost, doubled, out of order or damaged is counted (`tally`) and makes
-//! the sample void. A `subject` is who is measured, a `work` what it does; subjects take turns (A B A B), so that
-//! whatever else happens on the machine happens to all of them, and medians are compared (`report`).
+//! the sample void. A `subject` is who is measured, a back-end or a `raw` loop, a `work` what it does, and a `sample` what was measured of that; subjects
+//! take turns (A B A B), so that whatever else happens on the machine happens to all of them, and medians are compared (`report`).
 
 mod args;
+mod chart;
 mod cpu;
+mod html;
 mod link;
 mod memory;
 mod nic;
 mod pattern;
+mod raw;
 mod report;
 mod ring;
+mod sample;
 mod subject;
 mod tally;
+mod wire;
 mod work;
 
-use std::error::Error as _;
+use std::io;
 use std::process::ExitCode;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use thiserror::Error;
 
 pub use args::BenchCommand;
 
-use nic::Wish;
-use pattern::{Frames, Size};
-use report::{Chapter, Samples};
-use subject::{Subject, Work, Yardstick};
-use work::WorkError;
+use link::LinkError;
+use nic::{NicError, Wish};
+use pattern::{Party, Size};
+use report::{Chapter, Report, Samples};
+use work::Work;
 
-use crate::report::print_json;
+use crate::report::{causes, print_json};
+
+/// Why there is no sample.
+#[derive(Debug, Error)]
+pub enum WorkError {
+    /// Frames are not what they should be.
+    #[error("void: {0}")]
+    Void(String),
+    /// The back-end.
+    #[error(transparent)]
+    Nic(#[from] NicError),
+    /// The host's end.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The kernel.
+    #[error("the host's end of the wire")]
+    Wire(#[from] io::Error),
+    /// A back-end of which only one guest's is known.
+    #[error("another guest's back-end, on the same bridge, is to be named as well")]
+    NoPeer,
+    /// A loop that is to do what only a back-end can.
+    #[error("there is no raw loop for that")]
+    NoPart,
+}
 
 /// `ringtap bench`. Exit code 1 where a sample was void or could not be taken.
 pub fn run(command: &BenchCommand) -> ExitCode {
-    let chapters: Vec<Chapter> = command
-        .works()
-        .flat_map(|work| command.sizes().map(move |size| (work, size)))
-        .filter(|(work, size)| *work != Work::Rr || *size != Size::Gso)
-        .map(|(work, size)| chapter(command, work, size))
-        .collect();
+    let matrix = command.matrix();
+    let bar = progress(command, &matrix);
+    let chapters = matrix.into_iter();
+    let chapters = chapters.map(|(work, size, pairs)| chapter(command, work, size, pairs, &bar));
+    let report = Report::new(command, chapters.collect());
+    bar.finish_and_clear();
     if command.json {
-        print_json(&chapters);
+        print_json(&report);
     } else {
-        chapters.iter().for_each(Chapter::print);
+        report.print();
     }
-    let mut subjects = chapters.iter().flat_map(|chapter| &chapter.subjects);
-    let failed = subjects.any(|subject| subject.failure.is_some());
-    ExitCode::from(u8::from(failed))
+    let written = command.report.as_ref().map(|dir| report.write(dir));
+    if let (Some(dir), Some(Err(error))) = (&command.report, written) {
+        eprintln!(
+            "ringtap: cannot write the report into {}: {error}",
+            dir.display()
+        );
+        return ExitCode::FAILURE;
+    }
+    ExitCode::from(u8::from(report.has_failures()))
 }
 
-fn chapter(command: &BenchCommand, work: Work, size: Size) -> Chapter {
-    let frames = Frames::new(size);
+/// How far the run is, on a terminal.
+fn progress(command: &BenchCommand, matrix: &[(Work, Size, u16)]) -> ProgressBar {
+    let subjects = command.subjects().len();
+    let of_each = matrix
+        .iter()
+        .map(|(work, ..)| subjects + subject::yardsticks(*work).len());
+    let samples = of_each.sum::<usize>() as u64 * u64::from(command.samples);
+    let style =
+        ProgressStyle::with_template("{bar:30} {pos}/{len} samples, {eta} left: {wide_msg}");
+    ProgressBar::new(samples).with_style(style.expect("a template of the bar's own words"))
+}
+
+fn chapter(
+    command: &BenchCommand,
+    work: Work,
+    size: Size,
+    pairs: u16,
+    bar: &ProgressBar,
+) -> Chapter {
     let wish = Wish {
         layout: command.ring,
         ring: command.queue_size.get(),
-        pairs: 1,
-        gso: size == Size::Gso,
+        pairs,
+        size,
+        owner: Party::GUEST,
     };
-    let subjects = subjects(command, work);
+    let mut subjects = command.subjects();
+    subjects.extend(subject::yardsticks(work));
     let mut results: Vec<Samples> = subjects
         .iter()
-        .map(|subject| Samples {
-            name: subject.name(),
-            samples: Vec::new(),
-            failure: None,
-        })
+        .map(|subject| Samples::none(subject.name()))
         .collect();
     for _ in 0..command.samples {
         for (subject, result) in subjects.iter().zip(&mut results) {
+            bar.set_message(format!("{}, {size}: {}", work.title(), result.name));
+            bar.inc(1);
             if result.failure.is_some() {
                 continue;
             }
-            match subject.sample(work, wish, &frames, command.span()) {
+            match subject.sample(work, wish, command.span()) {
                 Ok(sample) => result.samples.push(sample),
-                Err(error) => result.failure = Some(chain(&error)),
+                Err(error) => result.failure = Some(causes(&error)),
             }
         }
     }
     Chapter {
         work,
         size,
-        bytes: size.bytes(),
+        pairs,
+        bytes: size.mean(),
         subjects: results,
     }
-}
-
-fn subjects(command: &BenchCommand, work: Work) -> Vec<Subject> {
-    let first = match &command.socket {
-        Some(socket) => Subject::of_socket(socket, command.tap.clone()),
-        None => Subject::Ringtap,
-    };
-    let running = command.vs.iter().map(Subject::of_named);
-    let started = command.vs_run.iter().cloned().map(Subject::Started);
-    let raw = Yardstick::of(work).iter().copied().map(Subject::Raw);
-    let others = running.chain(started).chain(raw);
-    std::iter::once(first).chain(others).collect()
-}
-
-fn chain(error: &WorkError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -25,7 +25,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::poll::PollContext;
 
 use super::memory::Memory;
-use super::pattern::{Frames, HEADER, Pattern, Verdict};
+use super::pattern::{HEADER, Party, Pattern, Size, Verdict};
 use super::ring::{Direction, DriverRing, Layout, Part, Places, Shape};
 use super::tally::Tally;
 
@@ -74,7 +74,24 @@ pub struct Wish {
     /// Pairs of queues.
     pub pairs: u16,
     /// Frames of either direction.
-    pub gso: bool,
+    pub size: Size,
+    /// Whose it is.
+    pub owner: Party,
+}
+
+impl Wish {
+    /// What pair `pair` moves, in this direction: a stream of its own.
+    pub fn pattern(&self, pair: u16, direction: Direction) -> Pattern {
+        let (owner, other) = (self.owner, self.owner.other());
+        match direction {
+            Direction::Readable => Pattern::new(self.size, pair, owner, other),
+            Direction::Writable => Pattern::new(self.size, pair, other, owner),
+        }
+    }
+
+    fn is_gso(&self) -> bool {
+        self.size == Size::Gso
+    }
 }
 
 /// A NIC whose back-end is ready.
@@ -103,7 +120,7 @@ impl Nic {
     ///
     /// # Errors
     /// See [`NicError`].
-    pub fn connect(socket: &Path, wish: Wish, frames: &Frames) -> Result<Self, NicError> {
+    pub fn connect(socket: &Path, wish: Wish) -> Result<Self, NicError> {
         let rings = 2 * u64::from(wish.pairs);
         let stream = UnixStream::connect(socket)
             .map_err(|cause| NicError::Connect(socket.to_owned(), cause))?;
@@ -111,13 +128,13 @@ impl Nic {
         let mut front_end = Frontend::from_stream(stream, rings);
         let event_idx = negotiate(&mut front_end, wish)?;
 
-        let mut memory = Memory::new(Queue::bytes(wish, frames) * usize::from(2 * wish.pairs))?;
+        let mut memory = Memory::new(Queue::bytes(wish) * usize::from(2 * wish.pairs))?;
         let plans = (0..2 * wish.pairs).map(|ring| {
             let direction = match ring % 2 {
                 0 => Direction::Writable,
                 _ => Direction::Readable,
             };
-            Plan::take(&mut memory, wish, direction, event_idx, frames)
+            Plan::take(&mut memory, wish, direction, event_idx)
         });
         let plans: Vec<Plan> = plans.collect();
         let memory = Arc::new(memory);
@@ -137,7 +154,9 @@ impl Nic {
         let mut pairs = Vec::new();
         let mut queues = queues.into_iter();
         while let (Some(rx), Some(tx)) = (queues.next(), queues.next()) {
-            pairs.push((Receiveq::new(rx, frames), Transmitq::new(tx, frames)));
+            let pattern = |direction| wish.pattern(pairs.len() as u16, direction);
+            let (to_guest, to_host) = (pattern(Direction::Writable), pattern(Direction::Readable));
+            pairs.push((Receiveq::new(rx, to_guest), Transmitq::new(tx, to_host)));
         }
         for ring in 0..2 * usize::from(wish.pairs) {
             refused("SET_VRING_ENABLE", front_end.set_vring_enable(ring, true))?;
@@ -161,7 +180,7 @@ fn negotiate(front_end: &mut Frontend, wish: Wish) -> Result<bool, NicError> {
     refused("SET_OWNER", front_end.set_owner())?;
     let offered = refused("GET_FEATURES", front_end.get_features())?;
     let mut needed = NEEDED.to_vec();
-    if wish.gso {
+    if wish.is_gso() {
         needed.extend(GSO);
     }
     if wish.pairs > 1 {
@@ -205,14 +224,8 @@ fn pieces(bytes: usize) -> u16 {
 }
 
 impl Plan {
-    fn take(
-        memory: &mut Memory,
-        wish: Wish,
-        direction: Direction,
-        event_idx: bool,
-        frames: &Frames,
-    ) -> Self {
-        let chain = chain_bytes(direction, frames);
+    fn take(memory: &mut Memory, wish: Wish, direction: Direction, event_idx: bool) -> Self {
+        let chain = chain_bytes(direction, wish.size);
         let shape = Shape {
             layout: wish.layout,
             size: wish.ring,
@@ -268,6 +281,8 @@ impl Plan {
             chain: self.chain,
             kick,
             call,
+            kicks: 0,
+            calls: 0,
         })
     }
 }
@@ -278,10 +293,10 @@ fn room(chain: usize) -> usize {
 }
 
 /// Bytes of buffers that a chain has.
-fn chain_bytes(direction: Direction, frames: &Frames) -> usize {
+fn chain_bytes(direction: Direction, size: Size) -> usize {
     match direction {
-        Direction::Readable => frames.tx.bytes().len(),
-        Direction::Writable => match frames.size().bytes() > RECEIVE - HEADER {
+        Direction::Readable => HEADER + size.most(),
+        Direction::Writable => match size.most() > RECEIVE - HEADER {
             true => PIECE,
             false => RECEIVE,
         },
@@ -297,15 +312,18 @@ struct Queue {
     chain: usize,
     kick: EventFd,
     call: EventFd,
+    /// How often either was signalled.
+    kicks: u64,
+    calls: u64,
 }
 
 impl Queue {
     /// Bytes that a queue and its buffers may take.
-    fn bytes(wish: Wish, frames: &Frames) -> usize {
+    fn bytes(wish: Wish) -> usize {
         let ring = usize::from(wish.ring);
         let both = [Direction::Readable, Direction::Writable];
         let buffers = both.map(|direction| {
-            let chain = chain_bytes(direction, frames);
+            let chain = chain_bytes(direction, wish.size);
             ring / usize::from(pieces(chain)) * room(chain)
         });
         buffers[0].max(buffers[1]) + 32 * ring + 16384
@@ -320,7 +338,14 @@ impl Queue {
         if self.ring.publish() {
             // It can only fail when nobody has taken 2^64 of them.
             let _ = self.kick.write(1);
+            self.kicks += 1;
         }
+    }
+
+    /// How often the driver has told the device so far, and the device the driver.
+    fn told(&mut self) -> [u64; 2] {
+        self.calls += self.call.read().unwrap_or(0); // there may be none
+        [self.kicks, self.calls]
     }
 }
 
@@ -337,20 +362,25 @@ pub struct Transmitq {
 }
 
 impl Transmitq {
-    fn new(queue: Queue, frames: &Frames) -> Self {
+    fn new(mut queue: Queue, pattern: Pattern) -> Self {
         let ids = 0..queue.chains.len() as u16;
         for id in ids.clone() {
-            queue
-                .start_of(id, frames.tx.bytes().len())
-                .copy_from(frames.tx.bytes());
+            let frame = pattern.frame(id.into());
+            queue.start_of(id, frame.len()).copy_from(frame);
+            shorten(&mut queue.chains[usize::from(id)], frame.len());
         }
         Self {
             queue,
-            pattern: frames.tx.clone(),
+            pattern,
             free: ids.rev().collect(),
             sent: 0,
             done: 0,
         }
+    }
+
+    /// See [`Queue::told`].
+    pub fn told(&mut self) -> [u64; 2] {
+        self.queue.told()
     }
 
     /// Takes back what the device is done with, and sends as many as there is room for, up to number `limit`; how many.
@@ -360,7 +390,8 @@ impl Transmitq {
         while self.sent < limit
             && let Some(id) = self.free.pop()
         {
-            let frame = self.queue.start_of(id, self.pattern.bytes().len());
+            let frame = self.pattern.frame(id.into()).len();
+            let frame = self.queue.start_of(id, frame);
             self.pattern.stamp_in(frame, self.sent);
             let chain = &self.queue.chains[usize::from(id)];
             self.queue.ring.offer(id, chain);
@@ -378,6 +409,16 @@ impl Transmitq {
     }
 }
 
+/// Leaves `bytes` of a chain's buffers.
+fn shorten(parts: &mut Vec<Part>, bytes: usize) {
+    let mut left = bytes as u32;
+    for part in parts.iter_mut() {
+        part.len = part.len.min(left);
+        left -= part.len;
+    }
+    parts.retain(|part| part.len > 0);
+}
+
 /// Frames from the host.
 pub struct Receiveq {
     queue: Queue,
@@ -390,10 +431,10 @@ pub struct Receiveq {
 }
 
 impl Receiveq {
-    fn new(queue: Queue, frames: &Frames) -> Self {
+    fn new(queue: Queue, pattern: Pattern) -> Self {
         let mut new = Self {
             queue,
-            pattern: frames.rx.clone(),
+            pattern,
             frame: Vec::with_capacity(1 << 17),
             rest: 0,
             tally: Tally::default(),
@@ -449,15 +490,19 @@ impl Receiveq {
     /// # Errors
     /// Those of epoll.
     pub fn sleep(&mut self, limit: Duration) -> io::Result<()> {
-        let call = &self.queue.call;
         if !self.queue.ring.want_call(true) {
             let calls: PollContext<u32> = PollContext::new()?;
-            calls.add(call, 0)?;
+            calls.add(&self.queue.call, 0)?;
             calls.wait_timeout(limit)?;
         }
-        let _ = call.read(); // there may be none
+        self.queue.told();
         self.queue.ring.want_call(false);
         Ok(())
+    }
+
+    /// See [`Queue::told`].
+    pub fn told(&mut self) -> [u64; 2] {
+        self.queue.told()
     }
 }
 

@@ -1,55 +1,76 @@
 //! Frames that tell by themselves which they are and whether they are whole.
 //!
-//! Behind the Ethernet header of a frame that is as it goes on the wire is `MAGIC`, the stream, the frame's number, bytes that
-//! follow from their place, and the number again. One that is yet to be segmented has the headers of TCP over IPv4 before that.
+//! A frame is UDP over IPv4, each stream a flow of its own, or TCP that is yet to be segmented. Its payload is `MAGIC`, the stream,
+//! the frame's number, bytes that follow from their place, and the number again. None is for the host itself: nobody there has
+//! its address.
 
 use vm_memory::VolatileSlice;
 
 /// The length of virtio-net's header (virtio 1.3 §5.1.6), as devices without legacy have it.
 pub const HEADER: usize = 12;
 
-/// IEEE 802's EtherType for experiments: nobody on a host listens to it.
-pub const ETHER_TYPE: u16 = 0x88b5;
-const IPV4: u16 = 0x0800;
+/// The EtherType of IPv4.
+pub const IPV4: u16 = 0x0800;
 
 const ETHERNET: usize = 14;
-const TCP_IPV4: usize = 40;
+const IP: usize = 20;
+const UDP: usize = 8;
+const TCP: usize = 20;
 /// What TCP over Ethernet usually sends in a packet, with timestamps.
 const SEGMENT: u16 = 1448;
 
 const MAGIC: u32 = 0x7274_6170;
-const MAGIC_AT: usize = 0;
 const STREAM_AT: usize = 4;
 const NUMBER_AT: usize = 6;
 const FILLER_AT: usize = 14;
 const NUMBER: usize = 8;
 
+/// The shortest frame that has room for all that.
+const LEAST: u16 = (ETHERNET + IP + UDP + FILLER_AT + NUMBER) as u16;
+
+/// The simple Internet mix: of twelve frames seven are short and one is long.
+const IMIX: [u16; 12] = [64, 594, 64, 594, 64, 1514, 64, 594, 64, 594, 64, 64];
+
 const CSUM: u8 = 1;
 const TCPV4: u8 = 1;
 
-/// What a frame is: its length, and whether it is one to be segmented.
+/// What frames are like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Size {
     /// So many bytes from the destination's address to the last of the payload.
     Wire(u16),
-    /// TCP over IPv4, 45 segments' worth.
+    /// As on the Internet: [`IMIX`].
+    Imix,
+    /// TCP over IPv4, 45 segments' worth, to be segmented.
     Gso,
 }
 
 impl Size {
-    /// Bytes of the frame, without virtio-net's header.
-    pub fn bytes(self) -> usize {
+    /// Bytes of each of the frames that come in turn, without virtio-net's header.
+    fn cycle(self) -> Vec<usize> {
         match self {
-            Self::Wire(bytes) => bytes.into(),
-            Self::Gso => ETHERNET + TCP_IPV4 + 45 * usize::from(SEGMENT),
+            Self::Wire(bytes) => vec![bytes.into()],
+            Self::Imix => IMIX.map(usize::from).to_vec(),
+            Self::Gso => vec![ETHERNET + IP + TCP + 45 * usize::from(SEGMENT)],
         }
+    }
+
+    /// Bytes of the longest.
+    pub fn most(self) -> usize {
+        self.cycle().into_iter().max().unwrap_or_default()
+    }
+
+    /// Bytes of one, on average.
+    pub fn mean(self) -> f64 {
+        let cycle = self.cycle();
+        cycle.iter().sum::<usize>() as f64 / cycle.len() as f64
     }
 
     /// Where what tells the frame begins.
     fn payload(self) -> usize {
         match self {
-            Self::Wire(_) => ETHERNET,
-            Self::Gso => ETHERNET + TCP_IPV4,
+            Self::Wire(_) | Self::Imix => ETHERNET + IP + UDP,
+            Self::Gso => ETHERNET + IP + TCP,
         }
     }
 }
@@ -58,14 +79,16 @@ impl std::str::FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == "64k" {
-            return Ok(Self::Gso);
+        match text {
+            "64k" => return Ok(Self::Gso),
+            "imix" => return Ok(Self::Imix),
+            _ => {}
         }
         let bytes = text.parse().ok();
-        let bytes = bytes.filter(|bytes| (60..=9014).contains(bytes));
-        bytes
-            .map(Self::Wire)
-            .ok_or_else(|| "a frame has 60 to 9014 bytes, or is 64k, to be segmented".to_owned())
+        let bytes = bytes.filter(|bytes| (LEAST..=9014).contains(bytes));
+        bytes.map(Self::Wire).ok_or_else(|| {
+            format!("a frame has {LEAST} to 9014 bytes, or is of imix, or is 64k, to be segmented")
+        })
     }
 }
 
@@ -73,36 +96,42 @@ impl std::fmt::Display for Size {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Wire(bytes) => write!(f, "{bytes} B"),
+            Self::Imix => f.write_str("IMIX"),
             Self::Gso => f.write_str("64 KB"),
         }
     }
 }
 
-/// Frames of a NIC, either way.
-#[derive(Debug, Clone)]
-pub struct Frames {
-    /// From the guest.
-    pub tx: Pattern,
-    /// To the guest, who answers to the addresses that the others come from.
-    pub rx: Pattern,
+impl serde::Serialize for Size {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
 }
 
-/// MAC addresses of the pretend guest and of who it talks to, of the range that anybody may use.
-const GUEST: [u8; 6] = [2, 0x72, 0x74, 0, 0, 1];
-const PEER: [u8; 6] = [2, 0x72, 0x74, 0, 0, 2];
+/// Whose frames they are. MAC addresses are of the range that anybody may use, IP addresses of those for documentation (RFC 5737).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Party(u8);
 
-impl Frames {
-    /// Frames of one size.
-    pub fn new(size: Size) -> Self {
-        Self {
-            tx: Pattern::new(size, 1, GUEST, PEER),
-            rx: Pattern::new(size, 1, PEER, GUEST),
+impl Party {
+    /// The pretend guest.
+    pub const GUEST: Self = Self(1);
+    /// Who it talks to.
+    pub const PEER: Self = Self(2);
+
+    /// The one that the first talks to.
+    pub fn other(self) -> Self {
+        match self {
+            Self::GUEST => Self::PEER,
+            _ => Self::GUEST,
         }
     }
 
-    /// Bytes of one, without virtio-net's header.
-    pub fn size(&self) -> Size {
-        self.tx.size()
+    fn mac(self) -> [u8; 6] {
+        [2, 0x72, 0x74, 0, 0, self.0]
+    }
+
+    fn ip(self) -> [u8; 4] {
+        [192, 0, 2, self.0]
     }
 }
 
@@ -117,67 +146,59 @@ pub enum Verdict {
     Foreign,
 }
 
-/// Frames of one stream and size.
+/// Frames of one stream.
 #[derive(Debug, Clone)]
 pub struct Pattern {
     size: Size,
-    /// A frame behind its virtio-net header, of number 0.
-    bytes: Vec<u8>,
+    /// Those that come in turn, each behind its virtio-net header and of number 0.
+    frames: Vec<Vec<u8>>,
 }
 
 impl Pattern {
-    /// Frames from `source` to `destination`.
-    pub fn new(size: Size, stream: u16, source: [u8; 6], destination: [u8; 6]) -> Self {
-        let mut bytes = vec![0; HEADER + size.bytes()];
-        let (header, frame) = bytes.split_at_mut(HEADER);
-        frame[..6].copy_from_slice(&destination);
-        frame[6..12].copy_from_slice(&source);
-        let ether_type = match size {
-            Size::Wire(_) => ETHER_TYPE,
-            Size::Gso => IPV4,
-        };
-        frame[12..14].copy_from_slice(&ether_type.to_be_bytes());
-        if size == Size::Gso {
-            let len = (frame.len() - ETHERNET) as u16;
-            header[..10].copy_from_slice(&gso_header());
-            frame[ETHERNET..ETHERNET + TCP_IPV4].copy_from_slice(&tcp_ipv4(len));
+    /// Frames of a stream from one to the other. The same stream the other way is the same flow.
+    pub fn new(size: Size, stream: u16, from: Party, to: Party) -> Self {
+        let frame = |bytes| frame(size, bytes, stream, from, to);
+        Self {
+            size,
+            frames: size.cycle().into_iter().map(frame).collect(),
         }
-        let payload = &mut frame[size.payload()..];
-        payload[MAGIC_AT..STREAM_AT].copy_from_slice(&MAGIC.to_be_bytes());
-        payload[STREAM_AT..NUMBER_AT].copy_from_slice(&stream.to_be_bytes());
-        let end = payload.len() - NUMBER;
-        for (place, byte) in payload[FILLER_AT..end].iter_mut().enumerate() {
-            *byte = (place as u8).wrapping_mul(31).wrapping_add(7);
-        }
-        Self { size, bytes }
     }
 
-    /// A frame behind its virtio-net header, of number 0.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+    /// The frame whose turn it is, behind its virtio-net header, of number 0.
+    pub fn frame(&self, turn: usize) -> &[u8] {
+        &self.frames[turn % self.frames.len()]
     }
 
-    /// Their size.
+    /// Bytes of the frame of this number if all come in turn, without virtio-net's header.
+    pub fn bytes_of(&self, number: u64) -> usize {
+        self.frame(number as usize % self.frames.len()).len() - HEADER
+    }
+
+    /// How many frames come in turn.
+    pub fn turns(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// What they are like.
     pub fn size(&self) -> Size {
         self.size
     }
 
-    /// The places of the number, behind virtio-net's header.
-    pub fn numbers(&self) -> [usize; 2] {
-        let payload = HEADER + self.size.payload();
-        [payload + NUMBER_AT, self.bytes.len() - NUMBER]
+    /// The place of the number in any frame, behind virtio-net's header.
+    pub fn number_at(&self) -> usize {
+        HEADER + self.size.payload() + NUMBER_AT
     }
 
     /// Makes `frame`, which begins with virtio-net's header, the one of this number.
     pub fn stamp(&self, frame: &mut [u8], number: u64) {
-        for place in self.numbers() {
+        for place in [self.number_at(), frame.len() - NUMBER] {
             frame[place..place + NUMBER].copy_from_slice(&number.to_be_bytes());
         }
     }
 
     /// As [`Self::stamp`], of a frame in a guest's memory.
     pub fn stamp_in(&self, frame: VolatileSlice<'_>, number: u64) {
-        for place in self.numbers() {
+        for place in [self.number_at(), frame.len() - NUMBER] {
             let place = frame.subslice(place, NUMBER).expect("a whole frame");
             place.copy_from(&number.to_be_bytes());
         }
@@ -185,20 +206,22 @@ impl Pattern {
 
     /// Looks at a frame without virtio-net's header.
     pub fn check(&self, frame: &[u8]) -> Verdict {
-        let expected = &self.bytes[HEADER..];
-        let payload = self.size.payload();
-        let told = payload + NUMBER_AT;
+        let (payload, told) = (self.size.payload(), self.number_at() - HEADER);
+        let any = &self.frames[0][HEADER..];
         let of_stream = frame.len() >= told
-            && frame[12..ETHERNET] == expected[12..ETHERNET]
-            && frame[payload..told] == expected[payload..told];
+            && frame[12..ETHERNET] == any[12..ETHERNET]
+            && frame[payload..told] == any[payload..told];
         if !of_stream {
             return Verdict::Foreign;
         }
+        let mut frames = self.frames.iter().map(|it| &it[HEADER..]);
+        let Some(expected) = frames.find(|it| it.len() == frame.len()) else {
+            return Verdict::Damaged;
+        };
         let filler = payload + FILLER_AT;
         let end = expected.len() - NUMBER;
-        let whole = frame.len() == expected.len()
-            && frame[filler..end] == expected[filler..end]
-            && frame[..12] == expected[..12]
+        let whole = frame[filler..end] == expected[filler..end]
+            && frame[..payload] == expected[..payload]
             && frame[told..filler] == frame[end..];
         match whole {
             true => Verdict::Whole(u64::from_be_bytes(
@@ -209,10 +232,43 @@ impl Pattern {
     }
 }
 
+/// A frame of so many `bytes` behind its virtio-net header.
+fn frame(size: Size, bytes: usize, stream: u16, from: Party, to: Party) -> Vec<u8> {
+    let mut whole = vec![0; HEADER + bytes];
+    let (header, frame) = whole.split_at_mut(HEADER);
+    frame[..6].copy_from_slice(&to.mac());
+    frame[6..12].copy_from_slice(&from.mac());
+    frame[12..ETHERNET].copy_from_slice(&IPV4.to_be_bytes());
+    let (packet, payload) = frame[ETHERNET..].split_at_mut(size.payload() - ETHERNET);
+    let (ip, transport) = packet.split_at_mut(IP);
+    let len = (transport.len() + payload.len()) as u16;
+    let protocol = if size == Size::Gso { 6 } else { 17 };
+    ip.copy_from_slice(&ipv4(len, protocol, from, to));
+    let [source, destination] = [from, to].map(|party| 40000 + 256 * u16::from(party.0) + stream);
+    transport[..2].copy_from_slice(&source.to_be_bytes());
+    transport[2..4].copy_from_slice(&destination.to_be_bytes());
+    if size == Size::Gso {
+        header[..10].copy_from_slice(&gso_header());
+        (transport[12], transport[13]) = (0x50, 0x10); // five words of header; ACK
+        // The checksum begins with the sum of what is not in the segment.
+        let sum = folded(&pseudo_header(len, protocol, from, to));
+        transport[16..18].copy_from_slice(&sum.to_be_bytes());
+    } else {
+        transport[4..6].copy_from_slice(&len.to_be_bytes()); // and no checksum, as UDP may
+    }
+    payload[..STREAM_AT].copy_from_slice(&MAGIC.to_be_bytes());
+    payload[STREAM_AT..NUMBER_AT].copy_from_slice(&stream.to_be_bytes());
+    let end = payload.len() - NUMBER;
+    for (place, byte) in payload[FILLER_AT..end].iter_mut().enumerate() {
+        *byte = (place as u8).wrapping_mul(31).wrapping_add(7);
+    }
+    whole
+}
+
 fn gso_header() -> [u8; 10] {
     let [hdr_len, gso_size] =
-        [(ETHERNET + TCP_IPV4) as u16, SEGMENT].map(|value| value.to_le_bytes());
-    let (start, offset) = ((ETHERNET + 20) as u8, 16); // of TCP's checksum, as for all below
+        [(ETHERNET + IP + TCP) as u16, SEGMENT].map(|value| value.to_le_bytes());
+    let (start, offset) = ((ETHERNET + IP) as u8, 16); // of TCP's checksum, as for all below
     [
         CSUM,
         TCPV4,
@@ -227,26 +283,27 @@ fn gso_header() -> [u8; 10] {
     ]
 }
 
-/// The headers of a packet of `len` bytes between two addresses for documentation (RFC 5737).
-fn tcp_ipv4(len: u16) -> [u8; TCP_IPV4] {
-    let mut packet = [0; TCP_IPV4];
-    let (ip, tcp) = packet.split_at_mut(20);
+/// The header of a packet with `len` bytes behind it.
+fn ipv4(len: u16, protocol: u8, from: Party, to: Party) -> [u8; IP] {
+    let mut ip = [0; IP];
     ip[0] = 0x45;
-    ip[2..4].copy_from_slice(&len.to_be_bytes());
-    (ip[6], ip[8], ip[9]) = (0x40, 64, 6); // not to be fragmented; hops; TCP
-    ip[12..16].copy_from_slice(&[192, 0, 2, 1]);
-    ip[16..20].copy_from_slice(&[192, 0, 2, 2]);
-    let sum = !folded(ip);
+    ip[2..4].copy_from_slice(&(len + IP as u16).to_be_bytes());
+    (ip[6], ip[8], ip[9]) = (0x40, 64, protocol); // not to be fragmented; hops
+    ip[12..16].copy_from_slice(&from.ip());
+    ip[16..20].copy_from_slice(&to.ip());
+    let sum = !folded(&ip);
     ip[10..12].copy_from_slice(&sum.to_be_bytes());
-    tcp[..4].copy_from_slice(&[0x9c, 0x40, 0x9c, 0x41]); // ports 40000 and 40001
-    (tcp[12], tcp[13]) = (0x50, 0x10); // five words of header; ACK
-    // The checksum begins with the sum of what is not in the packet; the addresses, the protocol and the length of all of it.
+    ip
+}
+
+/// What a transport's checksum counts besides its segment of `len` bytes (RFC 9293 §3.1).
+fn pseudo_header(len: u16, protocol: u8, from: Party, to: Party) -> [u8; 12] {
     let mut pseudo = [0; 12];
-    pseudo[..8].copy_from_slice(&ip[12..20]);
-    pseudo[9] = 6;
-    pseudo[10..].copy_from_slice(&(len - 20).to_be_bytes());
-    tcp[16..18].copy_from_slice(&folded(&pseudo).to_be_bytes());
-    packet
+    pseudo[..4].copy_from_slice(&from.ip());
+    pseudo[4..8].copy_from_slice(&to.ip());
+    pseudo[9] = protocol;
+    pseudo[10..].copy_from_slice(&len.to_be_bytes());
+    pseudo
 }
 
 /// The ones' complement sum of 16-bit words (RFC 1071).
@@ -265,43 +322,60 @@ fn folded(bytes: &[u8]) -> u16 {
 mod tests {
     use super::*;
 
-    const A: [u8; 6] = [2, 0, 0, 0, 0, 1];
-    const B: [u8; 6] = [2, 0, 0, 0, 0, 2];
+    const SIZES: [Size; 4] = [Size::Wire(LEAST), Size::Wire(1514), Size::Imix, Size::Gso];
+
+    fn pattern(size: Size, stream: u16) -> Pattern {
+        Pattern::new(size, stream, Party::GUEST, Party::PEER)
+    }
 
     #[test]
     fn a_frame_tells_its_number() {
-        for size in [Size::Wire(60), Size::Wire(1514), Size::Gso] {
-            let pattern = Pattern::new(size, 3, A, B);
-            let mut frame = pattern.bytes().to_vec();
-            pattern.stamp(&mut frame, 0x0102_0304_0506);
-            let verdict = pattern.check(&frame[HEADER..]);
-            assert_eq!(verdict, Verdict::Whole(0x0102_0304_0506), "{size}");
+        for size in SIZES {
+            let pattern = pattern(size, 3);
+            for turn in 0..pattern.turns() {
+                let mut frame = pattern.frame(turn).to_vec();
+                pattern.stamp(&mut frame, 0x0102_0304_0506);
+                let verdict = pattern.check(&frame[HEADER..]);
+                assert_eq!(verdict, Verdict::Whole(0x0102_0304_0506), "{size}");
+            }
         }
     }
 
     #[test]
     fn each_byte_that_is_wrong_is_seen() {
-        let pattern = Pattern::new(Size::Wire(64), 3, A, B);
-        let mut frame = pattern.bytes().to_vec();
-        pattern.stamp(&mut frame, 77);
+        let ours = pattern(Size::Wire(LEAST + 2), 3);
+        let mut frame = ours.frame(0).to_vec();
+        ours.stamp(&mut frame, 77);
         for place in HEADER..frame.len() {
             frame[place] ^= 0x10;
-            let verdict = pattern.check(&frame[HEADER..]);
+            let verdict = ours.check(&frame[HEADER..]);
             assert!(!matches!(verdict, Verdict::Whole(_)), "byte {place}");
             frame[place] ^= 0x10;
         }
-        assert_eq!(
-            pattern.check(&frame[HEADER..frame.len() - 1]),
-            Verdict::Damaged
-        );
-        assert_eq!(pattern.check(&frame[HEADER..HEADER + 19]), Verdict::Foreign);
-        let other = Pattern::new(Size::Wire(64), 4, A, B);
+        let short = &frame[HEADER..frame.len() - 1];
+        assert_eq!(ours.check(short), Verdict::Damaged);
+        assert_eq!(ours.check(&frame[HEADER..HEADER + 47]), Verdict::Foreign);
+        let other = pattern(Size::Wire(LEAST + 2), 4);
         assert_eq!(other.check(&frame[HEADER..]), Verdict::Foreign);
     }
 
     /// RFC 1071: a header with its checksum sums up to all ones.
     #[test]
     fn the_checksum_of_the_ip_header_is_right() {
-        assert_eq!(folded(&tcp_ipv4(1500)[..20]), 0xffff);
+        for size in SIZES {
+            let pattern = pattern(size, 1);
+            let frame = &pattern.frame(0)[HEADER..];
+            assert_eq!(folded(&frame[ETHERNET..ETHERNET + IP]), 0xffff, "{size}");
+        }
+    }
+
+    #[test]
+    fn the_mix_is_that_of_the_internet() {
+        assert!(
+            (Size::Imix.mean() - 361.5).abs() < 0.1,
+            "{}",
+            Size::Imix.mean()
+        );
+        assert_eq!(Size::Imix.most(), 1514);
     }
 }

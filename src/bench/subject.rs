@@ -1,5 +1,6 @@
 //! What is measured: a back-end, or a loop of the bench's own that tells what the kernel allows.
 
+use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,28 +10,20 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 
-use super::link::{self, BenchTap, LinkError};
+use super::WorkError;
+use super::cpu;
+use super::link::{self, BenchBridge, BenchTap};
 use super::nic::{self, Nic, Wish};
-use super::pattern::Frames;
-use super::work::{self, Buffers, Sample, WorkError};
+use super::pattern::Party;
+use super::raw::{Buffers, Yardstick};
+use super::sample::Sample;
+use super::work::{self, Work};
 use crate::backend::{BackendArgs, Endpoint, HostLink};
-use crate::tap::{HeaderLen, Offloads, Tap, TapSettings};
 use crate::types::{IfName, QueuePairs};
 
-/// The link of all that the bench starts by itself.
-const TAP: &str = "rt-bench";
-
-/// Which way frames go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Work {
-    /// From the guest to its tap.
-    Tx,
-    /// From the tap to its guest.
-    Rx,
-    /// From the guest to its tap and back, one at a time.
-    Rr,
-}
+/// The links of all that the bench starts by itself.
+const TAPS: [&str; 2] = ["rt-bench", "rt-bench-peer"];
+const BRIDGE: &str = "rt-bench-br";
 
 /// What a person calls by a name: `NAME=VALUE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,78 +53,85 @@ pub enum Subject {
     Ringtap,
     /// One that a command starts for each sample.
     Started(Named),
-    /// One that runs, on this tap, or on the one that it has open.
-    Socket {
-        /// What it is called.
-        name: String,
-        /// Where it listens.
-        socket: PathBuf,
-        /// Its tap, if the person has said.
-        tap: Option<IfName>,
-    },
+    /// One that runs.
+    Running(Running),
     /// A loop on a tap.
     Raw(Yardstick),
 }
 
-/// What the kernel allows, measured by a loop of the bench's own.
-#[derive(Debug, Clone, Copy)]
-pub enum Yardstick {
-    /// Of frames that are written.
-    Writes(Buffers),
-    /// Of frames that are read, into memory that is in no cache.
-    Reads,
+/// A back-end that somebody else has started.
+#[derive(Debug, Clone)]
+pub struct Running {
+    name: String,
+    /// Where it listens, and where the other guest's is, on the same bridge.
+    socket: PathBuf,
+    peer: Option<PathBuf>,
+    /// Its tap, if the person has said.
+    tap: Option<IfName>,
 }
 
-impl Yardstick {
-    /// Those for some work.
-    pub fn of(work: Work) -> &'static [Self] {
-        match work {
-            Work::Tx => &[Self::Writes(Buffers::Hot), Self::Writes(Buffers::Cold)],
-            Work::Rx => &[Self::Reads],
-            Work::Rr => &[],
-        }
-    }
-
-    fn sample(self, frames: &Frames, span: Duration) -> Result<Sample, WorkError> {
-        let tap = own_tap()?;
-        let opened = Tap::open(tap.name(), QueuePairs::ONE);
-        let (control, queues) = opened.map_err(LinkError::from)?;
-        // As a back-end sets it whose guest can do all of it.
-        control.set_header_len(HeaderLen::Long)?;
-        control.set_offloads(Offloads::CSUM.with(Offloads::TSO4).with(Offloads::TSO6))?;
-        match self {
-            Self::Writes(buffers) => work::raw_writes(&queues[0], frames, buffers, span),
-            Self::Reads => work::raw_reads(&queues[0], tap.name(), frames, span),
-        }
-    }
-}
-
-impl Subject {
-    /// The one that listens on `socket`, by no other name.
-    pub fn of_socket(socket: &Path, tap: Option<IfName>) -> Self {
-        Self::Socket {
+impl Running {
+    /// The one that listens on the first of `sockets`, by no other name; the second is the other guest's.
+    pub fn of_sockets(sockets: &[PathBuf], tap: Option<IfName>) -> Option<Self> {
+        let (socket, others) = sockets.split_first()?;
+        Some(Self {
             name: "back-end".to_owned(),
-            socket: socket.to_owned(),
+            socket: socket.clone(),
+            peer: others.first().cloned(),
             tap,
-        }
+        })
     }
 
-    /// The one that listens on a socket by this name.
+    /// The one that listens on a socket by this name; another, behind a comma, is the other guest's.
     pub fn of_named(back_end: &Named) -> Self {
-        Self::Socket {
+        let sockets: Vec<PathBuf> = back_end.value.splitn(2, ',').map(PathBuf::from).collect();
+        Self {
             name: back_end.name.clone(),
-            socket: PathBuf::from(&back_end.value),
+            socket: sockets[0].clone(),
+            peer: sockets.get(1).cloned(),
             tap: None,
         }
     }
+}
 
+/// The yardsticks for some work.
+pub fn yardsticks(work: Work) -> Vec<Subject> {
+    let raw: &[Yardstick] = match work {
+        Work::Tx => &[
+            Yardstick::Writes(Buffers::Hot),
+            Yardstick::Writes(Buffers::Cold),
+        ],
+        Work::Rx => &[Yardstick::Reads],
+        Work::Both | Work::Vm | Work::Rr => &[],
+    };
+    raw.iter().copied().map(Subject::Raw).collect()
+}
+
+impl Subject {
     /// As reports have it.
     pub fn name(&self) -> String {
         match self {
             Self::Ringtap => "ringtap".to_owned(),
-            Self::Started(Named { name, .. }) | Self::Socket { name, .. } => name.clone(),
+            Self::Started(Named { name, .. }) | Self::Running(Running { name, .. }) => name.clone(),
             Self::Raw(Yardstick::Writes(Buffers::Hot)) => "raw loop, hot".to_owned(),
             Self::Raw(_) => "raw loop, cold".to_owned(),
+        }
+    }
+
+    /// What starts it, if anything does; how it is found otherwise.
+    pub fn origin(&self) -> String {
+        match self {
+            Self::Ringtap => {
+                let link = HostLink::Tap(tap_name(0));
+                let args = BackendArgs::new(Endpoint::Listen("$SOCKET".into()), link);
+                let argv = args.to_argv();
+                let words = argv.iter().map(|word| word.to_string_lossy());
+                format!("ringtap {}", words.collect::<Vec<_>>().join(" "))
+            }
+            Self::Started(Named { value, .. }) => value.clone(),
+            Self::Running(Running { socket, .. }) => format!("listens on {}", socket.display()),
+            Self::Raw(Yardstick::Writes(_)) => "write(2) again and again".to_owned(),
+            Self::Raw(Yardstick::Reads) => "read(2) again and again".to_owned(),
         }
     }
 
@@ -139,33 +139,69 @@ impl Subject {
     ///
     /// # Errors
     /// See [`WorkError`].
-    pub fn sample(
-        &self,
-        work: Work,
-        wish: Wish,
-        frames: &Frames,
-        span: Duration,
-    ) -> Result<Sample, WorkError> {
+    pub fn sample(&self, work: Work, wish: Wish, span: Duration) -> Result<Sample, WorkError> {
+        match self {
+            Self::Raw(yardstick) => {
+                let tap = BenchTap::make(tap_name(0))?;
+                yardstick.sample(tap.name(), wish.size, span)
+            }
+            _ if work.is_between_guests() => self.between_guests(wish, span),
+            _ => self.with_host(work, wish, span),
+        }
+    }
+
+    fn with_host(&self, work: Work, wish: Wish, span: Duration) -> Result<Sample, WorkError> {
         match self {
             Self::Ringtap => {
-                let tap = own_tap()?;
+                let tap = BenchTap::make(tap_name(0))?;
                 let back_end = BackEnd::own(tap.name(), wish)?;
-                drive(&back_end.socket, Some(tap.name()), work, wish, frames, span)
+                drive(&back_end.sockets[0], Some(tap.name()), work, wish, span)
             }
             Self::Started(Named { value, .. }) => {
-                let back_end = BackEnd::of_shell(value)?;
-                drive(&back_end.socket, None, work, wish, frames, span)
+                let back_end = BackEnd::of_shell(value, 1)?;
+                drive(&back_end.sockets[0], None, work, wish, span)
             }
-            Self::Socket { socket, tap, .. } => {
-                drive(socket, tap.as_ref(), work, wish, frames, span)
+            Self::Running(Running { socket, tap, .. }) => {
+                drive(socket, tap.as_ref(), work, wish, span)
             }
-            Self::Raw(yardstick) => yardstick.sample(frames, span),
+            Self::Raw(_) => Err(WorkError::NoPart),
+        }
+    }
+
+    fn between_guests(&self, wish: Wish, span: Duration) -> Result<Sample, WorkError> {
+        match self {
+            Self::Ringtap => {
+                let bridge = BenchBridge::make(BRIDGE.parse().expect("a link's name"))?;
+                let taps = [BenchTap::make(tap_name(0))?, BenchTap::make(tap_name(1))?];
+                let back_ends = [
+                    BackEnd::own(taps[0].name(), wish)?,
+                    BackEnd::own(taps[1].name(), wish)?,
+                ];
+                taps.iter().try_for_each(|tap| bridge.add(tap.name()))?;
+                let [from, to] = back_ends.each_ref().map(|it| &it.sockets[0]);
+                drive_between(from, to, wish, span, |_| Ok(()))
+            }
+            Self::Started(Named { value, .. }) => {
+                let bridge = BenchBridge::make(BRIDGE.parse().expect("a link's name"))?;
+                let back_end = BackEnd::of_shell(value, 2)?;
+                let [from, to] = [0, 1].map(|it| &back_end.sockets[it]);
+                drive_between(from, to, wish, span, |pids| {
+                    let taps = pids.iter().map(|pid| link::taps_of(*pid));
+                    let taps: Vec<_> = taps.collect::<Result<_, _>>()?;
+                    taps.iter().flatten().try_for_each(|tap| bridge.add(tap))
+                })
+            }
+            Self::Running(Running { socket, peer, .. }) => {
+                let peer = peer.as_ref().ok_or(WorkError::NoPeer)?;
+                drive_between(socket, peer, wish, span, |_| Ok(()))
+            }
+            Self::Raw(_) => Err(WorkError::NoPart),
         }
     }
 }
 
-fn own_tap() -> Result<BenchTap, WorkError> {
-    Ok(BenchTap::make(TAP.parse().expect("a link's name"))?)
+fn tap_name(number: usize) -> IfName {
+    TAPS[number].parse().expect("a link's name")
 }
 
 fn drive(
@@ -173,33 +209,52 @@ fn drive(
     tap: Option<&IfName>,
     work: Work,
     wish: Wish,
-    frames: &Frames,
     span: Duration,
 ) -> Result<Sample, WorkError> {
-    let mut nic = Nic::connect(socket, wish, frames)?;
+    let mut nic = Nic::connect(socket, wish)?;
     let tap = match tap {
         Some(tap) => tap.clone(),
         None => link::tap_of(nic.back_end)?,
     };
-    match work {
-        Work::Tx => work::transmit(&mut nic, &tap, frames, span),
-        Work::Rx => work::receive(&mut nic, &tap, frames, span),
-        Work::Rr => work::round_trips(&mut nic, &tap, frames, span),
-    }
+    let mut sample = work::with_host(work, &mut nic, &tap, wish, span)?;
+    sample.memory = Some(cpu::memory_of(nic.back_end)?);
+    Ok(sample)
+}
+
+/// `join` brings the taps of these processes together, where they are not.
+fn drive_between(
+    from: &Path,
+    to: &Path,
+    wish: Wish,
+    span: Duration,
+    join: impl FnOnce(&BTreeSet<u32>) -> Result<(), link::LinkError>,
+) -> Result<Sample, WorkError> {
+    let owned = |owner| Wish { owner, ..wish };
+    let mut from = Nic::connect(from, owned(Party::GUEST))?;
+    let mut to = Nic::connect(to, owned(Party::PEER))?;
+    let pids = BTreeSet::from([from.back_end, to.back_end]);
+    join(&pids)?;
+    let mut sample = work::between(&mut from, &mut to, wish.size, span)?;
+    let memory: u64 = pids
+        .iter()
+        .map(|pid| cpu::memory_of(*pid))
+        .sum::<Result<_, _>>()?;
+    sample.memory = Some(memory / 2); // of two NICs
+    Ok(sample)
 }
 
 /// A back-end that is there for a sample; it ends with this value, and so does all that it has started.
 struct BackEnd {
     child: Child,
-    socket: PathBuf,
+    sockets: Vec<PathBuf>,
     _dir: TempDir,
 }
 
 impl BackEnd {
     /// ringtap's, on this tap.
     fn own(tap: &IfName, wish: Wish) -> Result<Self, WorkError> {
-        Self::start_with(|socket| {
-            let endpoint = Endpoint::Listen(socket.to_owned());
+        Self::start(1, |sockets| {
+            let endpoint = Endpoint::Listen(sockets[0].clone());
             let mut args = BackendArgs::new(endpoint, HostLink::Tap(tap.clone()));
             if let Ok(pairs) = QueuePairs::try_from(wish.pairs) {
                 args.queue_pairs = pairs;
@@ -210,27 +265,32 @@ impl BackEnd {
         })
     }
 
-    /// What `line`, a shell's, starts: it is to listen on `$SOCKET`.
-    fn of_shell(line: &str) -> Result<Self, WorkError> {
-        Self::start_with(|socket| {
+    /// What `line`, a shell's, starts: it is to listen on `$SOCKET`, and for two guests on `$PEER` as well.
+    fn of_shell(line: &str, sockets: usize) -> Result<Self, WorkError> {
+        Self::start(sockets, |sockets| {
             let mut command = Command::new("sh");
-            command.args(["-c", line]).env("SOCKET", socket);
+            command.args(["-c", line]);
+            command.envs(["SOCKET", "PEER"].iter().zip(sockets));
             command.stdout(Stdio::null()).stderr(Stdio::null());
             command
         })
     }
 
-    fn start_with(command: impl FnOnce(&Path) -> Command) -> Result<Self, WorkError> {
+    fn start(
+        sockets: usize,
+        command: impl FnOnce(&[PathBuf]) -> Command,
+    ) -> Result<Self, WorkError> {
         let dir = tempfile::tempdir()?;
-        let socket = dir.path().join("nic.sock");
-        let mut command = command(&socket);
+        let sockets = (0..sockets).map(|it| dir.path().join(format!("nic{it}.sock")));
+        let sockets: Vec<PathBuf> = sockets.collect();
+        let mut command = command(&sockets);
         let child = command.stdin(Stdio::null()).process_group(0).spawn()?;
         let started = Self {
             child,
-            socket,
+            sockets,
             _dir: dir,
         };
-        nic::wait_for(&started.socket);
+        started.sockets.iter().for_each(|it| nic::wait_for(it));
         Ok(started)
     }
 }

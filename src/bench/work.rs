@@ -1,449 +1,369 @@
 //! The work itself: frames one way or the other for a while, and whether all of them have arrived.
 //!
 //! Towards the host, each run begins with [`CHECKED`] frames of which every one is looked at. In the measured part, whose limit is not to
-//! be the one who looks, one of [`STRIDE`] is, and the kernel's count of the others must be the driver's. Towards the guest the
+//! be the one who looks, one of [`STRIDE`] is, and the kernel's count of the others must be the driver's. Towards a guest the
 //! driver looks at all of them, and no more are under way than the tap has room for, so that none may be lost.
 
-use std::io;
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use serde::Serialize;
-use thiserror::Error;
-use vm_memory::VolatileSlice;
-
+use super::WorkError;
 use super::cpu::Usage;
-use super::link::{self, LinkError};
-use super::memory::Memory;
-use super::nic::{Nic, NicError};
-use super::pattern::{ETHER_TYPE, Frames, HEADER, Pattern, Size, Verdict};
-use super::tally::Tally;
-use crate::packet::{PacketSocket, Take};
-use crate::tap::TapQueue;
+use super::link;
+use super::nic::{Nic, Receiveq, Transmitq, Wish};
+use super::pattern::{Pattern, Size};
+use super::ring::Direction;
+use super::sample::{Progress, Sample, Stopwatch, Times};
+use super::wire::{Feed, NAP, STRIDE, Witness, echoed, fed};
 use crate::types::IfName;
 
-/// So many frames are looked at one by one.
+/// So many frames of each stream are looked at one by one.
 const CHECKED: u64 = 20_000;
-/// And one of so many of the others.
-const STRIDE: u64 = 64;
 /// How many of the first may be under way at once.
 const UNSEEN: u64 = 2048;
-/// How long a driver with nothing to do leaves the CPU to others: a ring of 1024 lasts longer.
-const NAP: Duration = Duration::from_micros(50);
+/// How many may be under way between two guests, all pairs together: a tap has room for as many.
+const BETWEEN: u64 = 512;
+/// Those of them that are of 64 KB.
+const BETWEEN_GSO: u64 = 64;
 /// How long frames may take that are under way when the load ends.
 const LAST: Duration = Duration::from_secs(2);
-/// What comes first is not measured.
-const WARM_UP: Duration = Duration::from_millis(200);
-/// How much a yardstick's buffers are together: more than caches hold.
-const COLD: usize = 64 << 20;
+/// What is sent twice comes within that after the last.
+const SILENCE: Duration = Duration::from_millis(50);
+/// A tap forgets which queue a flow is of when it has not heard of it for three seconds.
+const REMINDER: Duration = Duration::from_secs(1);
 
-/// Why there is no result.
-#[derive(Debug, Error)]
-pub enum WorkError {
-    /// Frames are not what they should be.
-    #[error("void: {0}")]
-    Void(String),
-    /// The back-end.
-    #[error(transparent)]
-    Nic(#[from] NicError),
-    /// The host's end.
-    #[error(transparent)]
-    Link(#[from] LinkError),
-    /// The kernel.
-    #[error("the host's end of the wire")]
-    Wire(#[from] io::Error),
+/// What is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Work {
+    /// From the guest to its tap.
+    Tx,
+    /// From the tap to its guest.
+    Rx,
+    /// Both at once.
+    Both,
+    /// From a guest to another on the same bridge.
+    Vm,
+    /// From the guest to its tap and back, one at a time.
+    Rr,
 }
 
-/// A measured while.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Sample {
-    /// Frames that were moved.
-    pub frames: u64,
-    /// How long that took.
-    pub seconds: f64,
-    /// What who moved them has used meanwhile.
-    pub usage: Usage,
-    /// How long round trips took.
-    pub latency: Option<Latency>,
-}
+impl Work {
+    /// Each kind, in the order of reports.
+    pub const ALL: [Self; 5] = [Self::Tx, Self::Rx, Self::Both, Self::Vm, Self::Rr];
 
-/// Times of round trips, in nanoseconds.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Latency {
-    /// Half of them took no longer.
-    pub p50: u64,
-    /// 99 of 100.
-    pub p99: u64,
-    /// 999 of 1000.
-    pub p999: u64,
-}
+    /// Whether it takes two guests.
+    pub fn is_between_guests(self) -> bool {
+        self == Self::Vm
+    }
 
-/// What a sample is taken of, while it works.
-struct Stopwatch<'a> {
-    usage: &'a dyn Fn() -> io::Result<Usage>,
-    begun: Option<(Instant, u64, Usage)>,
-    start: Instant,
-    span: Duration,
-}
+    /// Whether it can be done with frames of this kind by so many pairs: who asks one by one has one, and asks by short frames.
+    pub fn suits(self, size: Size, pairs: u16) -> bool {
+        self != Self::Rr || (pairs == 1 && matches!(size, Size::Wire(_)))
+    }
 
-impl<'a> Stopwatch<'a> {
-    fn new(span: Duration, usage: &'a dyn Fn() -> io::Result<Usage>) -> Self {
-        Self {
-            usage,
-            begun: None,
-            start: Instant::now(),
-            span,
+    /// As reports have it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Tx => "guest to tap",
+            Self::Rx => "tap to guest",
+            Self::Both => "both ways at once",
+            Self::Vm => "guest to guest over a bridge",
+            Self::Rr => "guest to tap and back",
         }
     }
-
-    /// Whether what happens counts.
-    fn runs(&self) -> bool {
-        self.begun.is_some()
-    }
-
-    /// To be told now and then how many `frames` were moved so far; gives the sample once its time is over.
-    fn tick(&mut self, frames: u64) -> io::Result<Option<Sample>> {
-        let now = Instant::now();
-        let Some((begun, first, before)) = self.begun else {
-            if now - self.start >= WARM_UP {
-                self.begun = Some((now, frames, (self.usage)()?));
-            }
-            return Ok(None);
-        };
-        if now - begun < self.span {
-            return Ok(None);
-        }
-        Ok(Some(Sample {
-            frames: frames - first,
-            seconds: (now - begun).as_secs_f64(),
-            usage: (self.usage)()? - before,
-            latency: None,
-        }))
-    }
 }
 
-/// Frames from the guest to `tap`, as many as go for `span`.
+/// Does some work between the guest of `nic` and `tap` for `span`, with NICs as `wish` says.
 ///
 /// # Errors
 /// See [`WorkError`].
-pub fn transmit(
+pub fn with_host(
+    work: Work,
     nic: &mut Nic,
     tap: &IfName,
-    frames: &Frames,
+    wish: Wish,
     span: Duration,
 ) -> Result<Sample, WorkError> {
-    check_each(nic, tap, frames)?;
-    let transmitq = &mut nic.pairs[0].1;
-    let mut witness = Witness::new(tap, &frames.tx, transmitq.sent)?;
-    let (before, first) = (link::counts(tap)?, transmitq.sent);
-    let usage = || Usage::of(nic.back_end);
-    let mut stopwatch = Stopwatch::new(span, &usage);
-    let sample = loop {
-        if transmitq.turn(u64::MAX) == 0 {
-            thread::sleep(NAP);
-        }
-        witness.look()?;
-        if let Some(sample) = stopwatch.tick(transmitq.done)? {
-            break sample;
-        }
+    let patterns = |direction| {
+        let pairs = 0..wish.pairs;
+        pairs.map(|pair| wish.pattern(pair, direction)).collect()
     };
-    // A back-end may be done with a frame before the tap has it.
-    let sent = transmitq.sent - first;
-    let end = Instant::now() + LAST;
-    let mut arrived = 0;
-    while (transmitq.done < transmitq.sent || arrived < sent) && Instant::now() < end {
-        thread::sleep(NAP);
-        transmitq.turn(0);
-        witness.look()?;
-        arrived = link::counts(tap)?.received - before.received;
+    let to_host: Vec<Pattern> = patterns(Direction::Readable);
+    let to_guest: Vec<Pattern> = patterns(Direction::Writable);
+    let pids = [nic.back_end];
+    if work == Work::Rr {
+        return echoed(tap, [&to_host[0], &to_guest[0]], || ask(nic, span));
     }
-    witness.look()?;
-    witness.settle(transmitq.sent)?;
-    if arrived != sent {
-        let why = format!("{sent} frames were sent, {arrived} have come in by {tap}");
-        return Err(WorkError::Void(why));
+    let out = match work {
+        Work::Rx => {
+            introduce(nic);
+            None
+        }
+        _ => Some(Out::begin(nic, tap, &to_host)?),
+    };
+    if work == Work::Tx {
+        return Load::new(nic, out, None).run(&pids, span);
     }
-    Ok(sample)
+    fed(tap, to_guest, |feed| {
+        Load::new(nic, out, Some(feed)).run(&pids, span)
+    })
+}
+
+/// Frames on their way to a tap.
+struct Out<'a> {
+    tap: &'a IfName,
+    witness: Witness,
+    /// What the kernel had counted, and the driver sent, when it began.
+    received: u64,
+    sent: u64,
+}
+
+impl<'a> Out<'a> {
+    /// Sends a few of which every one is looked at, and has the others looked at now and then.
+    fn begin(nic: &mut Nic, tap: &'a IfName, patterns: &[Pattern]) -> Result<Self, WorkError> {
+        check_each(nic, tap, patterns)?;
+        let next = nic.pairs.iter().map(|(_, transmitq)| transmitq.sent);
+        let sent = next.clone().sum();
+        let streams = patterns.iter().cloned().zip(next).collect();
+        Ok(Self {
+            tap,
+            witness: Witness::new(tap, streams, STRIDE)?,
+            received: link::counts(tap)?.received,
+            sent,
+        })
+    }
+
+    /// Waits until the tap has all that was sent; a back-end may be done with a frame before that.
+    fn end(&mut self, sending: &mut [&mut Transmitq]) -> Result<(), WorkError> {
+        let numbers: Vec<u64> = sending.iter().map(|it| it.sent).collect();
+        let sent = numbers.iter().sum::<u64>() - self.sent;
+        let end = Instant::now() + LAST;
+        let mut arrived = 0;
+        let under_way = |sending: &[&mut Transmitq]| sending.iter().any(|it| it.done < it.sent);
+        while (under_way(sending) || arrived < sent) && Instant::now() < end {
+            thread::sleep(NAP);
+            for transmitq in &mut *sending {
+                transmitq.turn(0);
+            }
+            self.witness.look()?;
+            arrived = link::counts(self.tap)?.received - self.received;
+        }
+        self.witness.look()?;
+        self.witness.settle(&numbers)?;
+        if arrived != sent {
+            let tap = self.tap;
+            let why = format!("{sent} frames were sent, {arrived} have come in by {tap}");
+            return Err(WorkError::Void(why));
+        }
+        Ok(())
+    }
 }
 
 /// Sends a few of which every one is looked at.
-fn check_each(nic: &mut Nic, tap: &IfName, frames: &Frames) -> Result<(), WorkError> {
-    let transmitq = &mut nic.pairs[0].1;
-    let count = match frames.size() {
-        Size::Wire(_) => CHECKED,
+fn check_each(nic: &mut Nic, tap: &IfName, patterns: &[Pattern]) -> Result<(), WorkError> {
+    let next = nic.pairs.iter().map(|(_, transmitq)| transmitq.sent);
+    let streams: Vec<(Pattern, u64)> = patterns.iter().cloned().zip(next).collect();
+    let first: Vec<u64> = streams.iter().map(|(_, next)| *next).collect();
+    let count = match patterns[0].size() {
+        Size::Wire(_) | Size::Imix => CHECKED,
         Size::Gso => CHECKED / 10,
     };
-    let socket = PacketSocket::on(tap, Take::EtherType(ether_type(frames.size())))?;
-    let (first, mut tally) = (transmitq.sent, Tally::from(transmitq.sent));
-    let mut buffer = vec![0; 1 << 17];
+    let unseen = UNSEEN / patterns.len() as u64;
+    let mut witness = Witness::new(tap, streams, 1)?;
     let mut last = Instant::now();
-    while tally.whole < count && last.elapsed() < LAST {
-        let limit = (first + count).min(first + tally.whole + UNSEEN);
-        transmitq.turn(limit);
-        let seen = drain(&socket, &mut buffer, |frame| {
-            tally.add(frames.tx.check(frame))
-        })?;
-        match seen {
+    while (0..first.len()).any(|it| witness.whole(it) < count) && last.elapsed() < LAST {
+        for (stream, (_, transmitq)) in nic.pairs.iter_mut().enumerate() {
+            let seen = witness.whole(stream);
+            transmitq.turn(first[stream] + count.min(seen + unseen));
+        }
+        match witness.look()? {
             0 => thread::sleep(NAP),
             _ => last = Instant::now(),
         }
     }
-    // What is sent twice would come after the last.
-    thread::sleep(WARM_UP / 4);
-    drain(&socket, &mut buffer, |frame| {
-        tally.add(frames.tx.check(frame))
-    })?;
-    missed_none(&socket)?;
-    tally.settle(count, first + count).map_err(WorkError::Void)
+    thread::sleep(SILENCE);
+    witness.look()?;
+    let next: Vec<u64> = first.iter().map(|first| first + count).collect();
+    witness.settle(&next)
 }
 
-/// Who looks at one frame of [`STRIDE`].
-struct Witness<'a> {
-    socket: PacketSocket,
-    frames: &'a Pattern,
-    buffer: Vec<u8>,
-    tally: Tally,
-    first: u64,
+/// What a NIC's queues do for a while: as much as goes.
+struct Load<'a> {
+    sending: Vec<&'a mut Transmitq>,
+    receiving: Vec<&'a mut Receiveq>,
+    /// To the host, if anything is.
+    out: Option<Out<'a>>,
+    /// From the host, if anything is.
+    feed: Option<&'a Feed>,
+    /// When the tap was told last which queue each flow is of.
+    reminded: Option<Instant>,
 }
 
-impl<'a> Witness<'a> {
-    /// Of those from number `next` on.
-    fn new(tap: &IfName, frames: &'a Pattern, next: u64) -> io::Result<Self> {
-        let [number, _] = frames.numbers();
-        let take = Take::Sample {
-            ether_type: ether_type(frames.size()),
-            at: (number + 7 - HEADER) as u32, // its lowest byte
-            mask: STRIDE as u8 - 1,
-        };
-        let first = next.div_ceil(STRIDE);
-        Ok(Self {
-            socket: PacketSocket::on(tap, take)?,
-            frames,
-            buffer: vec![0; 1 << 17],
-            tally: Tally::from(first),
-            first,
-        })
-    }
-
-    fn look(&mut self) -> io::Result<()> {
-        let (tally, frames) = (&mut self.tally, self.frames);
-        drain(&self.socket, &mut self.buffer, |frame| {
-            tally.add(match frames.check(frame) {
-                Verdict::Whole(number) => Verdict::Whole(number / STRIDE),
-                other => other,
-            });
-        })?;
-        Ok(())
-    }
-
-    /// What is wrong, once `sent` is the number of the next frame.
-    fn settle(&self, sent: u64) -> Result<(), WorkError> {
-        missed_none(&self.socket)?;
-        let next = sent.div_ceil(STRIDE);
-        let settled = self.tally.settle(next - self.first, next);
-        settled.map_err(|why| WorkError::Void(format!("of a sample {why}")))
-    }
-}
-
-fn ether_type(size: Size) -> u16 {
-    match size {
-        Size::Wire(_) => ETHER_TYPE,
-        Size::Gso => libc::ETH_P_IP as u16,
-    }
-}
-
-/// Takes what there is; how many frames.
-fn drain(socket: &PacketSocket, buffer: &mut [u8], mut look: impl FnMut(&[u8])) -> io::Result<u64> {
-    let mut count = 0;
-    loop {
-        match socket.receive(buffer) {
-            Ok(bytes) => look(&buffer[..bytes.min(buffer.len())]),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(count),
-            Err(error) => return Err(error),
+impl<'a> Load<'a> {
+    fn new(nic: &'a mut Nic, out: Option<Out<'a>>, feed: Option<&'a Feed>) -> Self {
+        let (receiving, sending) = nic.pairs.iter_mut().map(|(rx, tx)| (rx, tx)).unzip();
+        Self {
+            sending,
+            receiving,
+            out,
+            feed,
+            reminded: None,
         }
-        count += 1;
     }
-}
 
-/// That who looks has not been too slow is a condition of everything that it says.
-fn missed_none(socket: &PacketSocket) -> Result<(), WorkError> {
-    match socket.missed()? {
-        0 => Ok(()),
-        missed => Err(WorkError::Void(format!(
-            "the bench itself was too slow for {missed} frames"
-        ))),
-    }
-}
-
-/// Frames from `tap` to the guest, as many as go for `span`.
-///
-/// # Errors
-/// See [`WorkError`].
-pub fn receive(
-    nic: &mut Nic,
-    tap: &IfName,
-    frames: &Frames,
-    span: Duration,
-) -> Result<Sample, WorkError> {
-    let receiveq = &mut nic.pairs[0].0;
-    let back_end = nic.back_end;
-    fed(tap, frames, |feed| {
-        let usage = || Usage::of(back_end);
+    fn run(mut self, pids: &[u32], span: Duration) -> Result<Sample, WorkError> {
+        let usage = || Usage::of_all(pids);
         let mut stopwatch = Stopwatch::new(span, &usage);
         let sample = loop {
-            if receiveq.turn() == 0 {
+            if self.turn()? == 0 {
                 thread::sleep(NAP);
             }
-            feed.arrived(receiveq.tally.whole);
-            if let Some(sample) = stopwatch.tick(receiveq.tally.whole)? {
+            if stopwatch.is_due()
+                && let Some(sample) = stopwatch.tick(self.progress())?
+            {
                 break sample;
             }
-            feed.is_well()?;
         };
-        let sent = feed.end();
-        let end = Instant::now() + LAST;
-        while receiveq.tally.whole < sent && Instant::now() < end {
+        if let Some(feed) = self.feed {
+            let sent = feed.end();
+            drain(&mut self.receiving, &sent)?;
+        }
+        if let Some(out) = &mut self.out {
+            out.end(&mut self.sending)?;
+        }
+        Ok(sample)
+    }
+
+    /// Has each queue do what it can; how many frames that moved.
+    fn turn(&mut self) -> Result<u64, WorkError> {
+        let mut moved = 0;
+        if let Some(out) = &mut self.out {
+            for transmitq in &mut self.sending {
+                moved += transmitq.turn(u64::MAX);
+            }
+            out.witness.look()?;
+        }
+        if let Some(feed) = self.feed {
+            for (stream, receiveq) in self.receiving.iter_mut().enumerate() {
+                moved += receiveq.turn();
+                feed.arrived(stream, receiveq.tally.whole);
+            }
+            feed.is_well()?;
+            if self.out.is_none() {
+                self.remind();
+            }
+        }
+        Ok(moved)
+    }
+
+    /// A guest that sends of each flow has the tap know its queue.
+    fn remind(&mut self) {
+        if self.reminded.is_none_or(|it| it.elapsed() >= REMINDER) {
+            self.reminded = Some(Instant::now());
+            for transmitq in &mut self.sending {
+                transmitq.turn(transmitq.sent + 1);
+            }
+        }
+    }
+
+    fn progress(&mut self) -> Progress {
+        let sent = self.sending.iter().map(|it| it.done);
+        let sent: u64 = sent.filter(|_| self.out.is_some()).sum();
+        let received: u64 = self.receiving.iter().map(|it| it.tally.whole).sum();
+        progress(sent + received, &mut self.sending, &mut self.receiving)
+    }
+}
+
+/// How far the work is, once `count` frames are moved, and how often either side has told the other.
+fn progress(
+    count: u64,
+    sending: &mut [&mut Transmitq],
+    receiving: &mut [&mut Receiveq],
+) -> Progress {
+    let told = sending.iter_mut().map(|it| it.told());
+    let told = told.chain(receiving.iter_mut().map(|it| it.told()));
+    let start = Progress {
+        count,
+        ..Progress::default()
+    };
+    told.fold(start, |sum, [kicks, calls]| Progress {
+        kicks: sum.kicks + kicks,
+        calls: sum.calls + calls,
+        ..sum
+    })
+}
+
+/// Takes what is under way, until of each stream as many have come as were `sent`.
+fn drain(receiving: &mut [&mut Receiveq], sent: &[u64]) -> Result<(), WorkError> {
+    let end = Instant::now() + LAST;
+    for (receiveq, sent) in receiving.iter_mut().zip(sent) {
+        while receiveq.tally.whole < *sent && Instant::now() < end {
             receiveq.turn();
             thread::sleep(NAP);
         }
-        let settled = receiveq.tally.settle(sent, sent);
+        let settled = receiveq.tally.settle(*sent, *sent);
         settled.map_err(WorkError::Void)?;
-        Ok(sample)
-    })
+    }
+    Ok(())
 }
 
-/// Who puts frames on a tap, for the one who takes them.
-struct Feed {
-    arrived: AtomicU64,
-    ends: AtomicBool,
-    has_failed: AtomicBool,
-    sent: AtomicU64,
-    done: AtomicBool,
+/// Has a guest send of each flow, so that a bridge knows where it is, and its tap which queue the flow is of.
+fn introduce(nic: &mut Nic) {
+    for (_, transmitq) in &mut nic.pairs {
+        transmitq.turn(transmitq.sent + 1);
+    }
+    thread::sleep(SILENCE);
 }
 
-impl Feed {
-    fn arrived(&self, frames: u64) {
-        self.arrived.store(frames, Ordering::Relaxed);
-    }
-
-    /// Has it send no more; how many it has sent.
-    fn end(&self) -> u64 {
-        self.ends.store(true, Ordering::Relaxed);
-        while !self.done.load(Ordering::Acquire) {
-            thread::sleep(NAP);
-        }
-        self.sent.load(Ordering::Relaxed)
-    }
-
-    fn is_well(&self) -> Result<(), WorkError> {
-        match self.has_failed.load(Ordering::Relaxed) {
-            true => Err(WorkError::Void("the bench can't send".to_owned())),
-            false => Ok(()),
-        }
-    }
-
-    fn run(&self, tap: &IfName, frames: &Frames) -> io::Result<()> {
-        let socket = PacketSocket::on(tap, Take::Nothing)?;
-        // A packet socket's headers are those of legacy devices, of ten bytes.
-        let (socket, skipped, window) = match frames.size() {
-            Size::Wire(_) => (socket, HEADER, 512),
-            Size::Gso => (socket.with_headers()?, 2, 64),
-        };
-        let mut batch: Vec<Vec<u8>> = (0..64).map(|_| frames.rx.bytes().to_vec()).collect();
-        if frames.size() == Size::Gso {
-            for frame in &mut batch {
-                frame.copy_within(..10, 2);
-            }
-        }
-        let mut sent = 0;
-        while !self.ends.load(Ordering::Relaxed) {
-            let room = self.arrived.load(Ordering::Relaxed) + window - sent;
-            let count = room.min(batch.len() as u64);
-            if count == 0 {
-                thread::sleep(NAP);
-                continue;
-            }
-            for (number, frame) in batch.iter_mut().take(count as usize).enumerate() {
-                frames.rx.stamp(frame, sent + number as u64);
-            }
-            let ready: Vec<&[u8]> = batch[..count as usize]
-                .iter()
-                .map(|frame| &frame[skipped..])
-                .collect();
-            match socket.send(&ready) {
-                Ok(more) => sent += more as u64,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(NAP),
-                Err(error) => return Err(error),
-            }
-            self.sent.store(sent, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-}
-
-/// Runs `work` while a thread puts frames on `tap`.
-fn fed(
-    tap: &IfName,
-    frames: &Frames,
-    work: impl FnOnce(&Feed) -> Result<Sample, WorkError>,
-) -> Result<Sample, WorkError> {
-    let feed = Feed {
-        arrived: AtomicU64::new(0),
-        ends: AtomicBool::new(false),
-        has_failed: AtomicBool::new(false),
-        sent: AtomicU64::new(0),
-        done: AtomicBool::new(false),
-    };
-    thread::scope(|scope| {
-        let feeding = scope.spawn(|| {
-            let fed = feed.run(tap, frames);
-            feed.has_failed.store(fed.is_err(), Ordering::Relaxed);
-            feed.done.store(true, Ordering::Release);
-            fed
-        });
-        let worked = work(&feed);
-        feed.ends.store(true, Ordering::Relaxed);
-        match feeding.join() {
-            Ok(fed) => fed?,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-        worked
-    })
-}
-
-/// One frame at a time from the guest to `tap` and back, for `span`. All sleep in between, the host's end as well.
+/// Frames from the guest of the first NIC to that of the second, for `span`, as many as go.
 ///
 /// # Errors
 /// See [`WorkError`].
-pub fn round_trips(
-    nic: &mut Nic,
-    tap: &IfName,
-    frames: &Frames,
+pub fn between(
+    from: &mut Nic,
+    to: &mut Nic,
+    size: Size,
     span: Duration,
 ) -> Result<Sample, WorkError> {
-    let socket = PacketSocket::on(tap, Take::EtherType(ether_type(frames.size())))?;
-    let ends = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let echo = scope.spawn(|| answer(&socket, frames, &ends));
-        let sample = ask(nic, span);
-        ends.store(true, Ordering::Relaxed);
-        match echo.join() {
-            Ok(echoed) => echoed?,
-            Err(panic) => std::panic::resume_unwind(panic),
+    let mut pids = vec![from.back_end, to.back_end];
+    pids.dedup();
+    introduce(to);
+    let window = match size {
+        Size::Wire(_) | Size::Imix => BETWEEN,
+        Size::Gso => BETWEEN_GSO,
+    } / from.pairs.len() as u64;
+    let mut sending: Vec<&mut Transmitq> = from.pairs.iter_mut().map(|(_, tx)| tx).collect();
+    let mut receiving: Vec<&mut Receiveq> = to.pairs.iter_mut().map(|(rx, _)| rx).collect();
+    let usage = || Usage::of_all(&pids);
+    let mut stopwatch = Stopwatch::new(span, &usage);
+    let sample = loop {
+        let mut moved = 0;
+        for (transmitq, receiveq) in sending.iter_mut().zip(&mut receiving) {
+            moved += transmitq.turn(receiveq.tally.whole + window) + receiveq.turn();
         }
-        sample
-    })
+        if moved == 0 {
+            thread::sleep(NAP);
+        }
+        if stopwatch.is_due() {
+            let count = receiving.iter().map(|it| it.tally.whole).sum();
+            let now = progress(count, &mut sending, &mut receiving);
+            if let Some(sample) = stopwatch.tick(now)? {
+                break sample;
+            }
+        }
+    };
+    let sent: Vec<u64> = sending.iter().map(|it| it.sent).collect();
+    drain(&mut receiving, &sent)?;
+    Ok(sample)
 }
 
+/// One frame at a time to the host and back. All sleep in between, the host's end as well.
 fn ask(nic: &mut Nic, span: Duration) -> Result<Sample, WorkError> {
-    let back_end = nic.back_end;
+    let pids = [nic.back_end];
     let (receiveq, transmitq) = &mut nic.pairs[0];
-    let mut times = Histogram::<u64>::new(3).map_err(io::Error::other)?;
-    let usage = || Usage::of(back_end);
+    let mut times = Times::new();
+    let usage = || Usage::of_all(&pids);
     let mut stopwatch = Stopwatch::new(span, &usage);
     loop {
         let start = Instant::now();
@@ -453,138 +373,24 @@ fn ask(nic: &mut Nic, span: Duration) -> Result<Sample, WorkError> {
             receiveq.sleep(LAST.saturating_sub(start.elapsed()))?;
             receiveq.turn();
             if start.elapsed() >= LAST {
-                receiveq
-                    .tally
-                    .settle(number, number)
-                    .map_err(WorkError::Void)?;
+                settle(receiveq, number)?;
             }
         }
         if stopwatch.runs() {
-            let nanoseconds = start.elapsed().as_nanos() as u64;
-            times.record(nanoseconds).map_err(io::Error::other)?;
+            times.add(start.elapsed());
         }
-        if let Some(mut sample) = stopwatch.tick(number)? {
-            receiveq
-                .tally
-                .settle(number, number)
-                .map_err(WorkError::Void)?;
-            let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|part| times.value_at_quantile(part));
-            sample.latency = Some(Latency { p50, p99, p999 });
-            return Ok(sample);
-        }
-    }
-}
-
-/// Sends frames back to where they come from.
-fn answer(socket: &PacketSocket, frames: &Frames, ends: &AtomicBool) -> io::Result<()> {
-    let mut buffer = vec![0; 1 << 17];
-    let to_guest = &frames.rx.bytes()[HEADER..HEADER + 12];
-    while !ends.load(Ordering::Relaxed) {
-        match socket.receive(&mut buffer) {
-            Ok(bytes) => {
-                buffer[..12].copy_from_slice(to_guest);
-                socket.send(&[&buffer[..bytes]])?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_for_frames(socket)?,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Buffers of a yardstick: one that stays in cache, or more than caches hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Buffers {
-    /// One.
-    Hot,
-    /// As many as are [`COLD`] together.
-    Cold,
-}
-
-/// What the kernel allows: frames written to `queue`, one after another, by a loop that does nothing else.
-///
-/// # Errors
-/// See [`WorkError`].
-pub fn raw_writes(
-    queue: &TapQueue,
-    frames: &Frames,
-    buffers: Buffers,
-    span: Duration,
-) -> Result<Sample, WorkError> {
-    let (memory, places) = store(buffers, frames.tx.bytes().len())?;
-    for place in &places {
-        memory
-            .slice(*place, frames.tx.bytes().len())
-            .copy_from(frames.tx.bytes());
-    }
-    let mut stopwatch = Stopwatch::new(span, &Usage::of_this_thread);
-    let mut done = 0;
-    for place in places.iter().cycle() {
-        queue.writev(&[memory.slice(*place, frames.tx.bytes().len())])?;
-        done += 1;
-        if done % STRIDE == 0
-            && let Some(sample) = stopwatch.tick(done)?
-        {
-            return Ok(sample);
-        }
-    }
-    unreachable!("there is a buffer at least")
-}
-
-/// Frames read from `queue`, the tap's, into memory that is in no cache.
-///
-/// # Errors
-/// See [`WorkError`].
-pub fn raw_reads(
-    queue: &TapQueue,
-    tap: &IfName,
-    frames: &Frames,
-    span: Duration,
-) -> Result<Sample, WorkError> {
-    let (memory, places) = store(Buffers::Cold, frames.rx.bytes().len())?;
-    let mut places = places.iter().cycle();
-    fed(tap, frames, |feed| {
-        let mut stopwatch = Stopwatch::new(span, &Usage::of_this_thread);
-        let mut done = 0;
-        loop {
-            let place = places.next().expect("a buffer at least");
-            let buffer: VolatileSlice<'_> = memory.slice(*place, frames.rx.bytes().len());
-            match queue.readv(&[buffer]) {
-                Ok(_) => done += 1,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    feed.arrived(done);
-                    feed.is_well()?;
-                    wait_for_frames(queue)?;
-                }
-                Err(error) => return Err(error.into()),
-            }
-            if done % STRIDE == 0 {
-                feed.arrived(done);
-                if let Some(sample) = stopwatch.tick(done)? {
-                    return Ok(sample);
-                }
+        if stopwatch.is_due() {
+            let now = progress(number, &mut [&mut *transmitq], &mut [&mut *receiveq]);
+            if let Some(mut sample) = stopwatch.tick(now)? {
+                settle(receiveq, number)?;
+                sample.latency = Some(times.latency());
+                return Ok(sample);
             }
         }
-    })
+    }
 }
 
-fn wait_for_frames(end: &impl AsFd) -> io::Result<()> {
-    let limit = Timespec {
-        tv_sec: 0,
-        tv_nsec: 10_000_000,
-    };
-    poll(&mut [PollFd::new(end, PollFlags::IN)], Some(&limit))?;
-    Ok(())
-}
-
-fn store(buffers: Buffers, frame: usize) -> io::Result<(Memory, Vec<usize>)> {
-    let room = frame.next_multiple_of(64);
-    let count = match buffers {
-        Buffers::Hot => 1,
-        Buffers::Cold => COLD / room,
-    };
-    let mut memory = Memory::new(count * room)?;
-    let places = (0..count).map(|_| memory.take(room, 64)).collect();
-    Ok((memory, places))
+fn settle(receiveq: &Receiveq, sent: u64) -> Result<(), WorkError> {
+    let settled = receiveq.tally.settle(sent, sent);
+    settled.map_err(WorkError::Void)
 }

@@ -5,10 +5,16 @@ mod packed;
 mod split;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
 use super::memory::Memory;
 use packed::PackedRing;
 use split::SplitRing;
+
+/// How fields are read and written whose order a fence or another field gives.
+const RELAXED: Ordering = Ordering::Relaxed;
 
 /// How a ring is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -67,6 +73,16 @@ impl Shape {
     /// So many chains can be out at once; their ids are below that.
     pub fn chains(&self) -> u16 {
         self.size / self.parts
+    }
+
+    /// The flags of a chain's buffer, whichever the layout; `more` come after it.
+    fn part_flags(&self, more: bool) -> u16 {
+        let next = if more { VRING_DESC_F_NEXT } else { 0 };
+        let write = match self.direction {
+            Direction::Readable => 0,
+            Direction::Writable => VRING_DESC_F_WRITE,
+        };
+        (next | write) as u16
     }
 }
 
@@ -150,24 +166,5 @@ impl Places {
             driver: memory.take(6 + 2 * size, 64),
             device: memory.take(6 + 8 * size, 64),
         }
-    }
-}
-
-/// Whether somebody who wants to hear of `event` is to be told after the step from `old` to `new` (virtio 1.3 §2.7.10).
-fn reached(event: u16, new: u16, old: u16) -> bool {
-    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_event_is_reached_once_also_where_numbers_begin_anew() {
-        assert!(reached(5, 6, 5));
-        assert!(!reached(6, 6, 5));
-        assert!(!reached(4, 6, 5));
-        assert!(reached(0xffff, 1, 0xfffe));
-        assert!(!reached(1, 1, 0xfffe));
     }
 }

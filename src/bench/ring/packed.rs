@@ -3,20 +3,24 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use vm_memory::{Bytes, VolatileSlice};
+use virtio_bindings::bindings::virtio_ring::{
+    VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_F_USED, VRING_PACKED_EVENT_FLAG_DESC,
+    VRING_PACKED_EVENT_FLAG_DISABLE, VRING_PACKED_EVENT_FLAG_ENABLE,
+};
 
 use super::super::memory::Memory;
-use super::{Direction, Part, Places, Shape, Used, reached};
+use super::{Part, Places, RELAXED, Shape, Used};
+use crate::backend::ring::passes;
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const AVAIL: u16 = 1 << 7;
-const USED: u16 = 1 << 15;
+/// Whose a descriptor is (virtio 1.3 §2.8.1), and where its flags are.
+const AVAIL: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
+const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
+const FLAGS: usize = 14;
 
 /// Event suppression (virtio 1.3 §2.8.10).
-const EVENTS_ON: u16 = 0;
-const EVENTS_OFF: u16 = 1;
-const EVENTS_AT: u16 = 2;
+const EVENTS_ON: u16 = VRING_PACKED_EVENT_FLAG_ENABLE as u16;
+const EVENTS_OFF: u16 = VRING_PACKED_EVENT_FLAG_DISABLE as u16;
+const EVENTS_AT: u16 = VRING_PACKED_EVENT_FLAG_DESC as u16;
 
 /// A slot, and the lap in which it is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,12 +82,13 @@ impl PackedRing {
             slots: vec![0; shape.chains().into()],
         };
         let size = 16 * usize::from(shape.size);
-        ring.slice(places.descriptors, size)
+        ring.memory
+            .slice(places.descriptors, size)
             .copy_from(&vec![0u8; size]);
         for at in [places.driver, places.device] {
-            ring.slice(at, 4).copy_from(&[0u8; 4]);
+            ring.memory.slice(at, 4).copy_from(&[0u8; 4]);
         }
-        ring.store(places.driver + 2, EVENTS_OFF);
+        ring.memory.store(places.driver + 2, EVENTS_OFF, RELAXED);
         ring
     }
 
@@ -95,14 +100,16 @@ impl PackedRing {
             descriptor[..8].copy_from_slice(&(part.at as u64).to_le_bytes());
             descriptor[8..12].copy_from_slice(&part.len.to_le_bytes());
             descriptor[12..].copy_from_slice(&id.to_le_bytes());
-            self.slice(self.descriptor(position.slot), 14)
+            self.memory
+                .slice(self.descriptor(position.slot), 14)
                 .copy_from(&descriptor);
             let flags = self.flags(position, number < last);
             if self.held.is_none() {
                 // The device takes slots in order: what is behind this one waits for it.
                 self.held = Some((position, flags));
             } else {
-                self.store(self.descriptor(position.slot) + 14, flags);
+                self.memory
+                    .store(self.descriptor(position.slot) + FLAGS, flags, RELAXED);
             }
         }
         self.slots[usize::from(id)] = parts.len() as u16;
@@ -114,17 +121,15 @@ impl PackedRing {
         let Some((first, flags)) = self.held.take() else {
             return false;
         };
-        let place = self.slice(self.descriptor(first.slot) + 14, 2);
         // What was offered is seen by whoever sees the first of it.
-        place
-            .store(flags.to_le(), 0, Ordering::Release)
-            .expect("aligned flags");
+        let place = self.descriptor(first.slot) + FLAGS;
+        self.memory.store(place, flags, Ordering::Release);
         let fresh = std::mem::take(&mut self.fresh);
         fence(Ordering::SeqCst);
-        match self.load(self.places.device + 2) {
+        match self.memory.load(self.places.device + 2, RELAXED) {
             EVENTS_OFF => false,
             EVENTS_AT => {
-                let event = self.load(self.places.device);
+                let event = self.memory.load(self.places.device, RELAXED);
                 let (slot, wrap) = (event & 0x7fff, event >> 15 == 1);
                 // Counted in slots from the lap that this position is in.
                 let event = match wrap == self.avail.wrap {
@@ -132,7 +137,7 @@ impl PackedRing {
                     false => slot.wrapping_sub(self.shape.size),
                 };
                 let new = self.avail.slot;
-                reached(event, new, new.wrapping_sub(fresh))
+                passes(event, new.wrapping_sub(fresh), new)
             }
             _ => true,
         }
@@ -143,7 +148,8 @@ impl PackedRing {
             return None;
         }
         let mut descriptor = [0; 6];
-        self.slice(self.descriptor(self.used.slot) + 8, 6)
+        self.memory
+            .slice(self.descriptor(self.used.slot) + 8, 6)
             .copy_to(&mut descriptor);
         let [a, b, c, d, e, f] = descriptor;
         let id = u16::from_le_bytes([e, f]);
@@ -160,50 +166,28 @@ impl PackedRing {
             (false, _) => EVENTS_OFF,
             (true, false) => EVENTS_ON,
             (true, true) => {
-                self.store(self.places.driver, self.used.encode());
+                self.memory
+                    .store(self.places.driver, self.used.encode(), RELAXED);
                 EVENTS_AT
             }
         };
-        self.store(self.places.driver + 2, how);
+        self.memory.store(self.places.driver + 2, how, RELAXED);
         fence(Ordering::SeqCst);
         self.is_used()
     }
 
     fn is_used(&self) -> bool {
-        let place = self.slice(self.descriptor(self.used.slot) + 14, 2);
-        let flags: u16 = place.load(0, Ordering::Acquire).expect("aligned flags");
-        let flags = u16::from_le(flags);
+        let place = self.descriptor(self.used.slot) + FLAGS;
+        let flags = self.memory.load(place, Ordering::Acquire);
         [AVAIL, USED].map(|bit| flags & bit != 0) == [self.used.wrap; 2]
     }
 
     fn flags(&self, position: Position, more: bool) -> u16 {
         let lap = if position.wrap { AVAIL } else { USED };
-        let next = if more { NEXT } else { 0 };
-        let write = match self.shape.direction {
-            Direction::Readable => 0,
-            Direction::Writable => WRITE,
-        };
-        lap | next | write
+        lap | self.shape.part_flags(more)
     }
 
     fn descriptor(&self, slot: u16) -> usize {
         self.places.descriptors + 16 * usize::from(slot)
-    }
-
-    fn store(&self, at: usize, value: u16) {
-        let stored = self.slice(at, 2).store(value.to_le(), 0, Ordering::Relaxed);
-        stored.expect("an aligned place");
-    }
-
-    fn load(&self, at: usize) -> u16 {
-        let value: u16 = self
-            .slice(at, 2)
-            .load(0, Ordering::Relaxed)
-            .expect("an aligned place");
-        u16::from_le(value)
-    }
-
-    fn slice(&self, at: usize, len: usize) -> VolatileSlice<'_> {
-        self.memory.slice(at, len)
     }
 }

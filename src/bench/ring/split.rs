@@ -3,15 +3,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use vm_memory::{Bytes, VolatileSlice};
+use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
 use super::super::memory::Memory;
-use super::{Direction, Part, Places, Shape, Used, reached};
+use super::{Part, Places, RELAXED, Shape, Used};
+use crate::backend::ring::passes;
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const NO_INTERRUPT: u16 = 1;
-const NO_NOTIFY: u16 = 1;
+const NO_INTERRUPT: u16 = VRING_AVAIL_F_NO_INTERRUPT as u16;
+const NO_NOTIFY: u16 = VRING_USED_F_NO_NOTIFY as u16;
+
+/// Where an avail or used ring has its index.
+const INDEX: usize = 2;
 
 /// The driver's side of a split ring.
 #[derive(Debug)]
@@ -38,7 +40,7 @@ impl SplitRing {
         };
         let size = usize::from(shape.size);
         for (at, len) in [(places.driver, 6 + 2 * size), (places.device, 6 + 8 * size)] {
-            ring.slice(at, len).copy_from(&vec![0u8; len]);
+            ring.memory.slice(at, len).copy_from(&vec![0u8; len]);
         }
         ring.ask_for(ring.used.wrapping_sub(1), false);
         ring
@@ -49,21 +51,18 @@ impl SplitRing {
         let last = parts.len() - 1;
         for (number, part) in parts.iter().enumerate() {
             let index = first + number as u16;
-            let write = match self.shape.direction {
-                Direction::Readable => 0,
-                Direction::Writable => WRITE,
-            };
-            let next = if number < last { NEXT } else { 0 };
+            let flags = self.shape.part_flags(number < last);
             let mut descriptor = [0; 16];
             descriptor[..8].copy_from_slice(&(part.at as u64).to_le_bytes());
             descriptor[8..12].copy_from_slice(&part.len.to_le_bytes());
-            descriptor[12..14].copy_from_slice(&(write | next).to_le_bytes());
+            descriptor[12..14].copy_from_slice(&flags.to_le_bytes());
             descriptor[14..].copy_from_slice(&(index + 1).to_le_bytes());
             let at = self.places.descriptors + 16 * usize::from(index);
-            self.slice(at, 16).copy_from(&descriptor);
+            self.memory.slice(at, 16).copy_from(&descriptor);
         }
         let slot = usize::from(self.avail % self.shape.size);
-        self.store(self.places.driver + 4 + 2 * slot, first);
+        self.memory
+            .store(self.places.driver + 4 + 2 * slot, first, RELAXED);
         self.avail = self.avail.wrapping_add(1);
     }
 
@@ -72,19 +71,17 @@ impl SplitRing {
         if old == self.avail {
             return false;
         }
-        let index = self.slice(self.places.driver, 4);
         // What was offered is seen by whoever sees the index.
-        index
-            .store(self.avail.to_le(), 2, Ordering::Release)
-            .expect("an aligned index");
+        let index = self.places.driver + INDEX;
+        self.memory.store(index, self.avail, Ordering::Release);
         self.published = self.avail;
         // The device looks at the index after it has said what it wants to hear of, this looks after it has moved the index.
         fence(Ordering::SeqCst);
         if self.shape.event_idx {
             let event = self.places.device + 4 + 8 * usize::from(self.shape.size);
-            reached(self.load(event), self.avail, old)
+            passes(self.memory.load(event, RELAXED), old, self.avail)
         } else {
-            self.load(self.places.device) & NO_NOTIFY == 0
+            self.memory.load(self.places.device, RELAXED) & NO_NOTIFY == 0
         }
     }
 
@@ -94,7 +91,8 @@ impl SplitRing {
         }
         let slot = usize::from(self.used % self.shape.size);
         let mut element = [0; 8];
-        self.slice(self.places.device + 4 + 8 * slot, 8)
+        self.memory
+            .slice(self.places.device + 4 + 8 * slot, 8)
             .copy_to(&mut element);
         self.used = self.used.wrapping_add(1);
         let [head, len] = [&element[..4], &element[4..]]
@@ -118,32 +116,15 @@ impl SplitRing {
     fn ask_for(&self, event: u16, wanted: bool) {
         if self.shape.event_idx {
             let place = self.places.driver + 4 + 2 * usize::from(self.shape.size);
-            self.store(place, event);
+            self.memory.store(place, event, RELAXED);
         } else {
-            self.store(self.places.driver, if wanted { 0 } else { NO_INTERRUPT });
+            let flags = if wanted { 0 } else { NO_INTERRUPT };
+            self.memory.store(self.places.driver, flags, RELAXED);
         }
     }
 
     fn used_index(&self) -> u16 {
-        let ring = self.slice(self.places.device, 4);
-        let index: u16 = ring.load(2, Ordering::Acquire).expect("an aligned index");
-        u16::from_le(index)
-    }
-
-    fn store(&self, at: usize, value: u16) {
-        let stored = self.slice(at, 2).store(value.to_le(), 0, Ordering::Relaxed);
-        stored.expect("an aligned place");
-    }
-
-    fn load(&self, at: usize) -> u16 {
-        let value: u16 = self
-            .slice(at, 2)
-            .load(0, Ordering::Relaxed)
-            .expect("an aligned place");
-        u16::from_le(value)
-    }
-
-    fn slice(&self, at: usize, len: usize) -> VolatileSlice<'_> {
-        self.memory.slice(at, len)
+        let index = self.places.device + INDEX;
+        self.memory.load(index, Ordering::Acquire)
     }
 }
