@@ -19,9 +19,9 @@
 //! signals, programs, report} → types`. The two halves never import each other, but for [`backend::BackendArgs`], which
 //! the control plane writes as an argv and the backend reads back. [`mod@bench`] measures one of them by the other's links.
 //!
-//! Unsafe code is denied here and allowed in five files: `tap` and `tap::burst` (ioctls, vectored I/O and io_uring),
-//! `backend::memory` (mapping guest memory), `packet` (packet sockets) and `guest::user` (what QEMU's process does before it is
-//! QEMU).
+//! Unsafe code is denied here and allowed in six files: `tap::sys` (ioctls), `tap::queue` and `tap::burst` (vectored I/O and
+//! io_uring), `backend::memory` (mapping guest memory), `packet` (packet sockets) and `guest::user` (what QEMU's process does
+//! before it is QEMU).
 
 #![deny(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! Many frames by one system call: writes through io_uring, with the tap as a fixed file, which spares an eighth of a small frame's
-//! time. The price is that the kernel lets go of the tap some time after the death of a process, not at once.
+//! Many frames by one system call: writes through io_uring, with the tap as a fixed file, which spares looking it up for
+//! each frame. The price is that the kernel lets go of the tap some time after the death of a process, not at once.
 //!
 //! A burst is submitted and waited for in one call. A tap never makes a writer wait, so each write is done within that call, in
 //! the order of the entries, and nothing is under way between calls. That holds only for a queue that always has room: where one
@@ -8,6 +8,8 @@
 //!
 //! This file is a home of unsafe code: entries that point into memory which a guest may change meanwhile.
 
+#![allow(unsafe_code)]
+
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -15,7 +17,7 @@ use io_uring::{IoUring, opcode, types};
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
-use super::{MAX_BUFFERS, iovec};
+use super::queue::{MAX_BUFFERS, iovec};
 
 /// The most frames of one system call.
 pub const DEPTH: usize = 64;
