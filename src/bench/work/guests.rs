@@ -1,0 +1,70 @@
+//! From a guest to another on the same bridge.
+
+use std::time::Duration;
+
+use super::churn::churn;
+use super::{Load, Work, drain, introduce, progress};
+use crate::bench::WorkError;
+use crate::bench::nic::{Nic, Receiveq, Transmitq};
+use crate::bench::pattern::Size;
+use crate::bench::sample::{Progress, Sample};
+
+/// Has the guest of the first NIC send to that of the second for `span`, as much as goes.
+///
+/// # Errors
+/// See [`WorkError`].
+pub fn between(
+    work: Work,
+    from: &mut Nic,
+    to: &mut Nic,
+    size: Size,
+    span: Duration,
+) -> Result<Sample, WorkError> {
+    let mut pids = vec![from.back_end, to.back_end];
+    pids.dedup();
+    introduce(to);
+    match work {
+        Work::Churn => churn(from, to, &pids, span),
+        _ => stream(from, to, size, &pids, span),
+    }
+}
+
+fn stream(
+    from: &mut Nic,
+    to: &mut Nic,
+    size: Size,
+    pids: &[u32],
+    span: Duration,
+) -> Result<Sample, WorkError> {
+    let mut stream = Stream {
+        window: size.window() / from.pairs.len() as u64,
+        sending: from.pairs.iter_mut().map(|(_, tx)| tx).collect(),
+        receiving: to.pairs.iter_mut().map(|(rx, _)| rx).collect(),
+    };
+    let sample = stream.measure(pids, span)?;
+    let sent: Vec<u64> = stream.sending.iter().map(|it| it.sent).collect();
+    drain(&mut stream.receiving, &sent)?;
+    Ok(sample)
+}
+
+struct Stream<'a> {
+    /// How many frames of each pair may be under way.
+    window: u64,
+    sending: Vec<&'a mut Transmitq>,
+    receiving: Vec<&'a mut Receiveq>,
+}
+
+impl Load for Stream<'_> {
+    fn turn(&mut self) -> Result<u64, WorkError> {
+        let pairs = self.sending.iter_mut().zip(&mut self.receiving);
+        let moved = pairs.map(|(transmitq, receiveq)| {
+            transmitq.turn(receiveq.tally.whole + self.window) + receiveq.turn()
+        });
+        Ok(moved.sum())
+    }
+
+    fn progress(&mut self) -> Progress {
+        let count = self.receiving.iter().map(|it| it.tally.whole).sum();
+        progress(count, &mut self.sending, &mut self.receiving)
+    }
+}
