@@ -62,7 +62,7 @@ pub enum Command {
     /// Remove what guests that have ended have left in the run directory; never a disk
     Rm(GuestsArgs),
     /// Measure a vhost-user-net back-end, beside others and what the kernel allows
-    Bench(BenchCommand),
+    Bench(Box<BenchCommand>),
     /// Watch over a guest; `start` and `run` start it
     #[command(hide = true)]
     Supervise(SuperviseArgs),

@@ -1,4 +1,5 @@
-//! `ringtap bench`: that it works with each kind of ring, and that it notices whatever a back-end does to a frame.
+//! `ringtap bench`: that it works with each kind of ring, that it notices whatever a back-end does to a frame, and that it
+//! measures guests.
 
 mod support;
 
@@ -18,8 +19,10 @@ use ringtap::backend::worker::Worker;
 use ringtap::tap::{Tap, TapQueue};
 use ringtap::types::QueuePairs;
 use serde_json::Value;
+use support::console::Console;
 use support::driver::{HostEnd, tap_pair};
 use support::host::{Said, said_by};
+use support::lab::{Lab, tiny_guest};
 use support::netns::{Netns, difference, until};
 use vm_memory::VolatileSlice;
 
@@ -51,8 +54,9 @@ fn every_kind_of_work_gives_samples_and_leaves_nothing() {
             report.display()
         );
         let chapters = chapters(bench(&netns, &words));
-        // Five works, three sizes, one pair or two; but who asks one by one does so by short frames of one pair.
-        assert_eq!(chapters.len(), 4 * 3 * 2 + 1);
+        // Six works, three sizes, one pair or two; but connections have frames of their own, and who asks one by one does so by
+        // short frames of one pair.
+        assert_eq!(chapters.len(), 4 * 3 * 2 + 2 + 1);
         for chapter in &chapters {
             let what = format!(
                 "{ring} {} {} {}",
@@ -80,8 +84,8 @@ fn every_kind_of_work_gives_samples_and_leaves_nothing() {
 fn is_a_whole_report(dir: &Path) {
     let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
     let page = read("report.html");
-    assert_eq!(page.matches("<h2>").count(), 5, "{page}");
-    assert_eq!(page.matches("every sample").count(), 4 * 3 * 2 + 1);
+    assert_eq!(page.matches("<h2>").count(), 6, "{page}");
+    assert_eq!(page.matches("every sample").count(), 4 * 3 * 2 + 2 + 1);
     assert!(page.contains("<polyline") && page.contains("--queue-size 1024"));
     let asks = ["src=", "href=", "url(", "@import"];
     assert!(!asks.iter().any(|word| page.contains(word)), "{page}");
@@ -89,6 +93,68 @@ fn is_a_whole_report(dir: &Path) {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     assert_eq!(results["machine"]["kernel"], kernel.trim());
     assert!(read("throughput.svg").contains("tap to guest, 64 B"));
+}
+
+/// A NIC of ringtap's and one of QEMU's in one guest, and a guest that runs already.
+#[test]
+fn guests_are_measured_by_each_of_their_nics_and_leave_nothing() {
+    let [kernel, ..] = tiny_guest();
+    let tiny = Path::new(&kernel)
+        .parent()
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .to_owned();
+    let netns = Netns::new("bench-guest");
+    let before = netns.snapshot();
+    let few = "--samples 1 --seconds 1 --json";
+    let words = format!("bench guest --pairs 2 --mode nat --tiny {tiny} {few}");
+    let mut command = netns.command(env!("CARGO_BIN_EXE_ringtap"));
+    let said = said_by(PATIENCE, command.args(words.split_whitespace()));
+    let mut names = vec!["ringtap", "QEMU's tap"];
+    if Path::new("/dev/vhost-net").exists() {
+        names.push("vhost-net");
+    }
+    all_loads_are_measured(&said.succeeded(), &names);
+    assert_eq!(difference(&before, &netns.snapshot()), "");
+    assert_eq!(netns.pids(), [0; 0]);
+
+    let lab = Lab::new();
+    lab.configure_guest("");
+    let mut guest = Console::boot(&mut lab.ringtap("run web1"));
+    guest.run("iperf3 -s -D");
+    let mut command = lab.ringtap(&format!("bench guest web1 {few}"));
+    let said = said_by(PATIENCE, &mut command);
+    all_loads_are_measured(&said.succeeded(), &["web1"]);
+    let said = said_by(
+        PATIENCE,
+        &mut lab.ringtap(&format!("bench guest web2 {few}")),
+    );
+    said.failed(1, &["guest web2 runs nowhere"]);
+    assert!(guest.power_off().success());
+}
+
+fn all_loads_are_measured(json: &str, names: &[&str]) {
+    let chapters: Vec<Value> = serde_json::from_str(json).unwrap();
+    assert_eq!(chapters.len(), 7, "{json}");
+    for chapter in &chapters {
+        let subjects = chapter["subjects"].as_array().unwrap();
+        let theirs: Vec<&str> = subjects
+            .iter()
+            .map(|it| it["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(theirs, names);
+        for subject in subjects {
+            assert!(subject["failure"].is_null(), "{chapter}");
+            let sample = &subject["samples"][0];
+            let figure = match chapter["load"] == "ping" {
+                true => &sample["latency"]["p50"],
+                false => &sample["bits_per_second"],
+            };
+            assert!(figure.as_f64() > Some(1000.0), "{chapter}");
+            assert!(sample["cpu_ns"].as_u64() > Some(100_000_000), "{chapter}");
+        }
+    }
 }
 
 /// What becomes of one frame of a thousand.
@@ -130,11 +196,11 @@ impl Mischief {
 
 /// A back-end that listens on `socket` for as long as this process lives, with a tap in `netns`, and does mischief on the way
 /// between them.
-fn rogue(netns: &Netns, socket: &Path, mischief: Mischief) {
-    let name = TAP.parse().unwrap();
+fn rogue(netns: &Netns, tap: &str, socket: &Path, mischief: Mischief) {
+    let name = tap.parse().unwrap();
     let opened = netns.within(move || Tap::open(&name, QueuePairs::ONE));
     let (settings, mut queues) = opened.unwrap();
-    netns.run(&format!("ip link set {TAP} addrgenmode none up"));
+    netns.run(&format!("ip link set {tap} addrgenmode none up"));
     let (tap, end) = tap_pair();
     let pair = QueuePair::new(TapQueue::from_fd(tap).unwrap()).unwrap();
     let worker = Worker::spawn("pair0".into(), pair, Duration::ZERO).unwrap();
@@ -175,13 +241,21 @@ fn relay(queue: &TapQueue, end: &HostEnd, mischief: Mischief) {
     }
 }
 
-/// What a run says of a back-end that does this, and how it ends.
+/// What a run says of a back-end that does this, and how it ends. The other guest's, if there is one, is honest.
 fn of_a_rogue(mischief: Mischief, work: &str) -> (Option<i32>, String) {
     let netns = Netns::new("bench");
     let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("rogue.sock");
-    rogue(&netns, &socket, mischief);
-    let words = format!("--socket {} --tap {TAP} --samples 1", socket.display());
+    let sockets = ["rogue", "peer"].map(|name| dir.path().join(name).display().to_string());
+    rogue(&netns, TAP, Path::new(&sockets[0]), mischief);
+    let mut words = format!("--socket {} --tap {TAP} --samples 1", sockets[0]);
+    if work == "churn" {
+        rogue(&netns, "tap-peer", Path::new(&sockets[1]), Mischief::None);
+        words = format!("{words} --socket {}", sockets[1]);
+        netns.run("ip link add br0 type bridge");
+        netns.run("ip link set br0 addrgenmode none up");
+        netns.run(&format!("ip link set {TAP} master br0"));
+        netns.run("ip link set tap-peer master br0");
+    }
     let said = bench(&netns, &format!("{words} --size 64 --work {work}"));
     let report: Value = serde_json::from_str(&said.out).expect(&said.err);
     let failure = report["chapters"][0]["subjects"][0]["failure"].as_str();
@@ -208,6 +282,23 @@ fn a_back_end_that_harms_frames_voids_the_run() {
             let count = count.rsplit(' ').next().unwrap();
             assert!(count.parse::<u64>().unwrap() > 0, "{what}");
         }
+    }
+}
+
+/// Of two connections it does not matter whose frame is first.
+#[test]
+fn a_back_end_that_harms_connections_voids_the_run() {
+    for (mischief, word) in [
+        (Mischief::None, ""),
+        (Mischief::Loses, "connections are lost"),
+        (Mischief::Damages, "frames are damaged"),
+        (Mischief::Doubles, " came when "),
+    ] {
+        let (code, failure) = of_a_rogue(mischief, "churn");
+        let what = format!("{mischief:?}: {failure}");
+        assert_eq!(code, Some(i32::from(mischief != Mischief::None)), "{what}");
+        assert!(failure.contains(word), "{what}");
+        assert_eq!(failure.is_empty(), mischief == Mischief::None, "{what}");
     }
 }
 

@@ -3,17 +3,30 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
+use super::guest::GuestBench;
 use super::pattern::Size;
 use super::ring::Layout;
 use super::subject::{Named, Running, Subject};
 use super::work::Work;
 use crate::types::{IfName, QueuePairs, QueueSize};
 
+/// What else can be measured.
+#[derive(Debug, Clone, Subcommand)]
+pub enum OtherBench {
+    /// Measure guests by iperf3 and pings: those that run, or one of the bench's own beside QEMU's tap and vhost-net
+    Guest(GuestBench),
+}
+
 /// Arguments of `bench`.
 #[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchCommand {
+    /// Something else than a back-end by itself.
+    #[command(subcommand)]
+    pub other: Option<OtherBench>,
+
     /// The back-end that listens there, instead of one of ringtap's own; given again, the one of another guest on its bridge
     #[arg(long, value_name = "PATH")]
     socket: Vec<PathBuf>,
@@ -32,8 +45,8 @@ pub struct BenchCommand {
     #[arg(long, value_name = "NAME=COMMAND")]
     vs_run: Vec<Named>,
 
-    /// What is done: tx, from the guest, rx, to it, both at once, vm, to another guest, rr, there and back one by one [default:
-    /// each]
+    /// What is done: tx, from the guest, rx, to it, both at once, vm, to another guest, churn,
+    /// TCP connections to another guest, rr, there and back one by one [default: each]
     #[arg(long, value_name = "WORK", value_delimiter = ',')]
     work: Vec<Work>,
 
@@ -75,7 +88,11 @@ pub struct BenchCommand {
     pub report: Option<PathBuf>,
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
+/// A time, in seconds.
+///
+/// # Errors
+/// What it may be.
+pub fn seconds(text: &str) -> Result<f64, String> {
     let seconds = text.parse().ok().filter(|it| (0.05..=3600.0).contains(it));
     seconds.ok_or_else(|| "0.05 to 3600 seconds".to_owned())
 }
@@ -87,9 +104,11 @@ impl BenchCommand {
             true => &Work::ALL[..],
             false => &self.work,
         };
-        let sizes = works
-            .iter()
-            .flat_map(|work| self.size.iter().map(move |size| (*work, *size)));
+        let sizes = works.iter().flat_map(|work| {
+            let own = work.size().map(|size| vec![size]);
+            let sizes = own.unwrap_or_else(|| self.size.clone());
+            sizes.into_iter().map(move |size| (*work, size))
+        });
         let all = sizes.flat_map(|(work, size)| {
             let pairs = self.pairs.iter();
             pairs.map(move |pairs| (work, size, pairs.get()))

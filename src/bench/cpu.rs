@@ -86,6 +86,26 @@ impl Sub for Usage {
     }
 }
 
+/// Nanoseconds for which the CPUs of the machine have been busy, all together, in steps of a clock tick.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn of_machine() -> io::Result<u64> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    let line = stat.lines().next().unwrap_or_default();
+    let mut ticks = line
+        .split_whitespace()
+        .skip(1)
+        .map(|it| it.parse::<u64>().unwrap_or(0));
+    // user, nice, system; idle and iowait are not busy; irq, softirq. Time that others took (steal) is not the machine's.
+    let mut next = || ticks.next().unwrap_or(0);
+    let busy = next() + next() + next() + {
+        let _idle = (next(), next());
+        next() + next()
+    };
+    Ok(busy * (1_000_000_000 / rustix::param::clock_ticks_per_second()))
+}
+
 /// Bytes of memory that process `pid` has for itself: what it shares with a guest, and its program's text, are not among them.
 ///
 /// # Errors

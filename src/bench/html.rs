@@ -49,18 +49,15 @@ fn about(page: &mut String, report: &Report) {
     let _ = writeln!(
         page,
         "<dl><dt>Machine</dt><dd>{} CPUs, {cpu}; Linux {kernel}</dd>\
-         <dt>Command</dt><dd><code>{}</code></dd>",
+         <dt>Command, of ringtap {}</dt><dd><code>{}</code></dd>",
         machine.cpus,
+        report.version,
         Escaped(&report.command.join(" ")),
     );
-    for (number, subject) in report.subjects.iter().enumerate() {
-        let version = match number {
-            0 => format!(" (ringtap {})", report.version),
-            _ => String::new(),
-        };
+    for subject in &report.subjects {
         let _ = writeln!(
             page,
-            "<dt>{}{version}</dt><dd><code>{}</code></dd>",
+            "<dt>{}</dt><dd><code>{}</code></dd>",
             Escaped(&subject.name),
             Escaped(&subject.origin),
         );
@@ -79,7 +76,7 @@ fn section(page: &mut String, work: Work, chapters: &[&Chapter], names: &[&str])
         }
         _ => page.push_str(&throughput(chapters, names)),
     }
-    page.push_str("<h3>CPU a frame</h3>\n");
+    let _ = writeln!(page, "<h3>CPU a {}</h3>", work.unit());
     let cpu = groups(
         chapters,
         names,
@@ -102,8 +99,11 @@ pub fn throughput(chapters: &[&Chapter], names: &[&str]) -> String {
         |its| its.rate,
         |it| it.count as f64 / it.seconds,
         |its, chapter| {
-            let gigabits = its.rate * chapter.bytes * 8.0 / 1e9;
-            format!("{:.3} Mpps, {gigabits:.2} Gbit/s", its.rate / 1e6)
+            let gigabits = chapter.gigabits(*its);
+            match chapter.work {
+                Work::Churn => format!("{:.1} thousand a second", its.rate / 1e3),
+                _ => format!("{:.3} Mpps, {gigabits:.2} Gbit/s", its.rate / 1e6),
+            }
         },
     );
     bars(&groups)

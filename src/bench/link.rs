@@ -84,18 +84,27 @@ impl BenchBridge {
     /// # Errors
     /// See [`LinkError`].
     pub fn add(&self, link: &IfName) -> Result<(), LinkError> {
-        let mut netlink = Netlink::open()?;
-        let [bridge, port] = [&self.0.0, link].map(|name| index_of(&mut netlink, name));
-        let message = LinkMessageBuilder::<LinkUnspec>::new()
-            .index(port?)
-            .controller(bridge?)
-            .up()
-            .build();
-        Ok(netlink.ask(
-            "attach a tap to the bench's bridge",
-            |handle: Handle| async move { handle.link().set(message).execute().await },
-        )?)
+        add_port(&self.0.0, link)
     }
+}
+
+/// Makes `link` a port of `bridge`, and sets it up.
+///
+/// # Errors
+/// See [`LinkError`].
+pub fn add_port(bridge: &IfName, link: &IfName) -> Result<(), LinkError> {
+    let mut netlink = Netlink::open()?;
+    let [bridge, port] = [bridge, link].map(|name| index_of(&mut netlink, name));
+    let message = LinkMessageBuilder::<LinkUnspec>::new()
+        .index(port?)
+        .controller(bridge?)
+        .up()
+        .build();
+    Ok(
+        netlink.ask("attach a tap to a bridge", |handle: Handle| async move {
+            handle.link().set(message).execute().await
+        })?,
+    )
 }
 
 /// A link that goes with this value.

@@ -8,10 +8,12 @@
 //! Each frame tells its number (`pattern`); whatever is lost, doubled, out of order or damaged is counted (`tally`) and makes
 //! the sample void. A `subject` is who is measured, a back-end or a `raw` loop, a `work` what it does, and a `sample` what was measured of that; subjects
 //! take turns (A B A B), so that whatever else happens on the machine happens to all of them, and medians are compared (`report`).
+//! `guest` does the like with guests that exist.
 
 mod args;
 mod chart;
 mod cpu;
+mod guest;
 mod html;
 mod link;
 mod memory;
@@ -34,6 +36,7 @@ use thiserror::Error;
 
 pub use args::BenchCommand;
 
+use args::OtherBench;
 use link::LinkError;
 use nic::{NicError, Wish};
 use pattern::{Party, Size};
@@ -67,6 +70,9 @@ pub enum WorkError {
 
 /// `ringtap bench`. Exit code 1 where a sample was void or could not be taken.
 pub fn run(command: &BenchCommand) -> ExitCode {
+    if let Some(OtherBench::Guest(guest)) = &command.other {
+        return guest::run(guest);
+    }
     let matrix = command.matrix();
     let bar = progress(command, &matrix);
     let chapters = matrix.into_iter();
@@ -138,7 +144,7 @@ fn chapter(
         work,
         size,
         pairs,
-        bytes: size.mean(),
+        bytes: work.bytes(size),
         subjects: results,
     }
 }

@@ -83,6 +83,12 @@ impl Wish {
     /// What pair `pair` moves, in this direction: a stream of its own.
     pub fn pattern(&self, pair: u16, direction: Direction) -> Pattern {
         let (owner, other) = (self.owner, self.owner.other());
+        // A connection's answers may come by any pair.
+        let pair = if self.size == Size::Connection {
+            0
+        } else {
+            pair
+        };
         match direction {
             Direction::Readable => Pattern::new(self.size, pair, owner, other),
             Direction::Writable => Pattern::new(self.size, pair, other, owner),
@@ -355,7 +361,7 @@ pub struct Transmitq {
     pattern: Pattern,
     /// Chains that the device does not have.
     free: Vec<u16>,
-    /// Frames sent, which is the number of the next one.
+    /// Frames sent, which is the number of the next one where they are sent in turn.
     pub sent: u64,
     /// Frames that the device is done with.
     pub done: u64,
@@ -387,18 +393,29 @@ impl Transmitq {
     pub fn turn(&mut self, limit: u64) -> u64 {
         self.reap();
         let before = self.sent;
-        while self.sent < limit
-            && let Some(id) = self.free.pop()
-        {
-            let frame = self.pattern.frame(id.into()).len();
-            let frame = self.queue.start_of(id, frame);
-            self.pattern.stamp_in(frame, self.sent);
-            let chain = &self.queue.chains[usize::from(id)];
-            self.queue.ring.offer(id, chain);
-            self.sent += 1;
-        }
+        while self.sent < limit && self.put(self.sent) {}
         self.queue.publish();
         self.sent - before
+    }
+
+    /// Makes the frame of this number ready, if there is room for it.
+    pub fn put(&mut self, number: u64) -> bool {
+        let Some(id) = self.free.pop() else {
+            return false;
+        };
+        let frame = self.pattern.frame(id.into()).len();
+        let frame = self.queue.start_of(id, frame);
+        self.pattern.stamp_in(frame, number);
+        let chain = &self.queue.chains[usize::from(id)];
+        self.queue.ring.offer(id, chain);
+        self.sent += 1;
+        true
+    }
+
+    /// Sends what is ready, and takes back what the device is done with.
+    pub fn flush(&mut self) {
+        self.queue.publish();
+        self.reap();
     }
 
     fn reap(&mut self) {
@@ -446,9 +463,20 @@ impl Receiveq {
         new
     }
 
-    /// Looks at what has come, and gives its buffers back; how many frames.
+    /// Adds what has come to the tally, and gives its buffers back; how many frames.
     pub fn turn(&mut self) -> u64 {
+        let mut tally = self.tally;
         let mut frames = 0;
+        self.take(|verdict| {
+            tally.add(verdict);
+            frames += 1;
+        });
+        self.tally = tally;
+        frames
+    }
+
+    /// Looks at what has come, and gives its buffers back.
+    pub fn take(&mut self, mut see: impl FnMut(Verdict)) {
         while let Some(used) = self.queue.ring.take_used() {
             let len = (used.len as usize).min(self.queue.chain);
             let start = self.frame.len();
@@ -464,13 +492,11 @@ impl Receiveq {
                 self.rest -= 1;
             }
             if self.rest == 0 {
-                self.tally.add(self.verdict());
+                see(self.verdict());
                 self.frame.clear();
-                frames += 1;
             }
         }
         self.queue.publish();
-        frames
     }
 
     fn verdict(&self) -> Verdict {

@@ -1,8 +1,11 @@
 //! Frames that tell by themselves which they are and whether they are whole.
 //!
-//! A frame is UDP over IPv4, each stream a flow of its own, or TCP that is yet to be segmented. Its payload is `MAGIC`, the stream,
-//! the frame's number, bytes that follow from their place, and the number again. None is for the host itself: nobody there has
-//! its address.
+//! A frame is UDP over IPv4, each stream a flow of its own, or TCP that is yet to be segmented, or one of a TCP connection. Its
+//! payload is `MAGIC`, the stream, the frame's number, bytes that follow from their place, and the number again. None is for the
+//! host itself: nobody there has its address.
+//!
+//! The client of a connection sends [`EXCHANGES`] frames, the numbers of which follow each other, and the server answers each by
+//! the one of the same number: SYN, what is asked, FIN. Each carries its payload, the first as TCP Fast Open does (RFC 7413).
 
 use vm_memory::VolatileSlice;
 
@@ -19,6 +22,9 @@ const TCP: usize = 20;
 /// What TCP over Ethernet usually sends in a packet, with timestamps.
 const SEGMENT: u16 = 1448;
 
+const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
+
 const MAGIC: u32 = 0x7274_6170;
 const STREAM_AT: usize = 4;
 const NUMBER_AT: usize = 6;
@@ -27,6 +33,20 @@ const NUMBER: usize = 8;
 
 /// The shortest frame that has room for all that.
 const LEAST: u16 = (ETHERNET + IP + UDP + FILLER_AT + NUMBER) as u16;
+
+/// Frames of a connection either way.
+pub const EXCHANGES: u64 = 3;
+/// Bytes of each.
+const CONNECTION: usize = ETHERNET + IP + TCP + CONNECTION_PAYLOAD;
+const CONNECTION_PAYLOAD: usize = FILLER_AT + NUMBER;
+/// The port to which clients connect, and those from which they do (RFC 6335 §6).
+const SERVICE: u16 = 7;
+const CLIENTS: std::ops::RangeInclusive<u16> = 1024..=u16::MAX;
+
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const PSH: u8 = 8;
+const ACK: u8 = 16;
 
 /// The simple Internet mix: of twelve frames seven are short and one is long.
 const IMIX: [u16; 12] = [64, 594, 64, 594, 64, 1514, 64, 594, 64, 594, 64, 64];
@@ -43,6 +63,8 @@ pub enum Size {
     Imix,
     /// TCP over IPv4, 45 segments' worth, to be segmented.
     Gso,
+    /// What TCP connections are made of.
+    Connection,
 }
 
 impl Size {
@@ -52,6 +74,7 @@ impl Size {
             Self::Wire(bytes) => vec![bytes.into()],
             Self::Imix => IMIX.map(usize::from).to_vec(),
             Self::Gso => vec![ETHERNET + IP + TCP + 45 * usize::from(SEGMENT)],
+            Self::Connection => vec![CONNECTION],
         }
     }
 
@@ -66,11 +89,19 @@ impl Size {
         cycle.iter().sum::<usize>() as f64 / cycle.len() as f64
     }
 
+    /// How many may wait for a tap's reader at once: its queue has room for a thousand, and sockets' memory is bounded as well.
+    pub fn window(self) -> u64 {
+        match self {
+            Self::Wire(_) | Self::Imix | Self::Connection => 512,
+            Self::Gso => 64,
+        }
+    }
+
     /// Where what tells the frame begins.
     fn payload(self) -> usize {
         match self {
             Self::Wire(_) | Self::Imix => ETHERNET + IP + UDP,
-            Self::Gso => ETHERNET + IP + TCP,
+            Self::Gso | Self::Connection => ETHERNET + IP + TCP,
         }
     }
 }
@@ -98,6 +129,7 @@ impl std::fmt::Display for Size {
             Self::Wire(bytes) => write!(f, "{bytes} B"),
             Self::Imix => f.write_str("IMIX"),
             Self::Gso => f.write_str("64 KB"),
+            Self::Connection => write!(f, "{EXCHANGES} exchanges a connection"),
         }
     }
 }
@@ -150,6 +182,7 @@ pub enum Verdict {
 #[derive(Debug, Clone)]
 pub struct Pattern {
     size: Size,
+    from: Party,
     /// Those that come in turn, each behind its virtio-net header and of number 0.
     frames: Vec<Vec<u8>>,
 }
@@ -160,6 +193,7 @@ impl Pattern {
         let frame = |bytes| frame(size, bytes, stream, from, to);
         Self {
             size,
+            from,
             frames: size.cycle().into_iter().map(frame).collect(),
         }
     }
@@ -194,14 +228,28 @@ impl Pattern {
         for place in [self.number_at(), frame.len() - NUMBER] {
             frame[place..place + NUMBER].copy_from_slice(&number.to_be_bytes());
         }
+        if self.size == Size::Connection {
+            connect(&mut frame[HEADER..], number, self.from);
+        }
     }
 
     /// As [`Self::stamp`], of a frame in a guest's memory.
     pub fn stamp_in(&self, frame: VolatileSlice<'_>, number: u64) {
+        if self.size == Size::Connection {
+            return frame.copy_from(&self.of_connection(number));
+        }
         for place in [self.number_at(), frame.len() - NUMBER] {
             let place = frame.subslice(place, NUMBER).expect("a whole frame");
             place.copy_from(&number.to_be_bytes());
         }
+    }
+
+    /// The frame of this number of a connection, whole.
+    fn of_connection(&self, number: u64) -> [u8; HEADER + CONNECTION] {
+        let mut frame = [0; HEADER + CONNECTION];
+        frame.copy_from_slice(&self.frames[0]);
+        self.stamp(&mut frame, number);
+        frame
     }
 
     /// Looks at a frame without virtio-net's header.
@@ -220,13 +268,17 @@ impl Pattern {
         };
         let filler = payload + FILLER_AT;
         let end = expected.len() - NUMBER;
-        let whole = frame[filler..end] == expected[filler..end]
-            && frame[..payload] == expected[..payload]
-            && frame[told..filler] == frame[end..];
+        let number = u64::from_be_bytes(frame[end..].try_into().expect("eight bytes"));
+        let whole = match self.size {
+            Size::Connection => frame == &self.of_connection(number)[HEADER..],
+            _ => {
+                frame[filler..end] == expected[filler..end]
+                    && frame[..payload] == expected[..payload]
+                    && frame[told..filler] == frame[end..]
+            }
+        };
         match whole {
-            true => Verdict::Whole(u64::from_be_bytes(
-                frame[end..].try_into().expect("eight bytes"),
-            )),
+            true => Verdict::Whole(number),
             false => Verdict::Damaged,
         }
     }
@@ -242,18 +294,21 @@ fn frame(size: Size, bytes: usize, stream: u16, from: Party, to: Party) -> Vec<u
     let (packet, payload) = frame[ETHERNET..].split_at_mut(size.payload() - ETHERNET);
     let (ip, transport) = packet.split_at_mut(IP);
     let len = (transport.len() + payload.len()) as u16;
-    let protocol = if size == Size::Gso { 6 } else { 17 };
+    let is_tcp = matches!(size, Size::Gso | Size::Connection);
+    let protocol = if is_tcp { IPPROTO_TCP } else { IPPROTO_UDP };
     ip.copy_from_slice(&ipv4(len, protocol, from, to));
     let [source, destination] = [from, to].map(|party| 40000 + 256 * u16::from(party.0) + stream);
     transport[..2].copy_from_slice(&source.to_be_bytes());
     transport[2..4].copy_from_slice(&destination.to_be_bytes());
+    if is_tcp {
+        (transport[12], transport[13]) = (0x50, ACK); // five words of header
+    }
     if size == Size::Gso {
         header[..10].copy_from_slice(&gso_header());
-        (transport[12], transport[13]) = (0x50, 0x10); // five words of header; ACK
         // The checksum begins with the sum of what is not in the segment.
         let sum = folded(&pseudo_header(len, protocol, from, to));
         transport[16..18].copy_from_slice(&sum.to_be_bytes());
-    } else {
+    } else if !is_tcp {
         transport[4..6].copy_from_slice(&len.to_be_bytes()); // and no checksum, as UDP may
     }
     payload[..STREAM_AT].copy_from_slice(&MAGIC.to_be_bytes());
@@ -263,6 +318,44 @@ fn frame(size: Size, bytes: usize, stream: u16, from: Party, to: Party) -> Vec<u
         *byte = (place as u8).wrapping_mul(31).wrapping_add(7);
     }
     whole
+}
+
+/// Makes a frame of a connection the one of this number, of its client or its server (RFC 9293 §3.1).
+fn connect(frame: &mut [u8], number: u64, from: Party) {
+    let [connection, exchange] = [number / EXCHANGES, number % EXCHANGES];
+    let ports = CLIENTS.len() as u64;
+    let port = CLIENTS.start() + (connection % ports) as u16;
+    let is_client = from == Party::GUEST;
+    let ports = match is_client {
+        true => [port, SERVICE],
+        false => [SERVICE, port],
+    };
+    // A SYN counts as a byte.
+    let sent = |segments: u64| match segments {
+        0 => 0,
+        _ => 1 + segments as u32 * CONNECTION_PAYLOAD as u32,
+    };
+    let [sequence, acknowledged] = match is_client {
+        true => [sent(exchange), sent(exchange)],
+        false => [sent(exchange), sent(exchange + 1)],
+    };
+    let flags = match (exchange, is_client) {
+        (0, true) => SYN,
+        (0, false) => SYN | ACK,
+        (1, _) => PSH | ACK,
+        _ => FIN | ACK,
+    };
+    let segment = &mut frame[ETHERNET + IP..];
+    segment[..2].copy_from_slice(&ports[0].to_be_bytes());
+    segment[2..4].copy_from_slice(&ports[1].to_be_bytes());
+    segment[4..8].copy_from_slice(&sequence.to_be_bytes());
+    segment[8..12].copy_from_slice(&acknowledged.to_be_bytes());
+    segment[13] = flags;
+    segment[14..16].copy_from_slice(&u16::MAX.to_be_bytes()); // a window
+    segment[16..18].copy_from_slice(&[0; 2]);
+    let pseudo = pseudo_header(segment.len() as u16, IPPROTO_TCP, from, from.other());
+    let sum = !fold(u32::from(folded(&pseudo)) + u32::from(folded(segment)));
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
 }
 
 fn gso_header() -> [u8; 10] {
@@ -307,11 +400,13 @@ fn pseudo_header(len: u16, protocol: u8, from: Party, to: Party) -> [u8; 12] {
 }
 
 /// The ones' complement sum of 16-bit words (RFC 1071).
-fn folded(bytes: &[u8]) -> u16 {
+pub fn folded(bytes: &[u8]) -> u16 {
     let words = bytes.chunks_exact(2);
-    let mut sum: u32 = words
-        .map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])))
-        .sum();
+    let sum = words.map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    fold(sum.sum())
+}
+
+fn fold(mut sum: u32) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
@@ -322,7 +417,13 @@ fn folded(bytes: &[u8]) -> u16 {
 mod tests {
     use super::*;
 
-    const SIZES: [Size; 4] = [Size::Wire(LEAST), Size::Wire(1514), Size::Imix, Size::Gso];
+    const SIZES: [Size; 5] = [
+        Size::Wire(LEAST),
+        Size::Wire(1514),
+        Size::Imix,
+        Size::Gso,
+        Size::Connection,
+    ];
 
     fn pattern(size: Size, stream: u16) -> Pattern {
         Pattern::new(size, stream, Party::GUEST, Party::PEER)
@@ -367,6 +468,33 @@ mod tests {
             let frame = &pattern.frame(0)[HEADER..];
             assert_eq!(folded(&frame[ETHERNET..ETHERNET + IP]), 0xffff, "{size}");
         }
+    }
+
+    /// Both ends of two connections: ports, flags, and that each acknowledges what it has got.
+    #[test]
+    fn a_connection_is_one_of_tcp() {
+        let segment = |from: Party, number| {
+            let pattern = Pattern::new(Size::Connection, 0, from, from.other());
+            let frame = pattern.of_connection(number);
+            let tcp = frame[HEADER + ETHERNET + IP..].to_vec();
+            let pseudo = pseudo_header(tcp.len() as u16, IPPROTO_TCP, from, from.other());
+            assert_eq!(
+                fold(u32::from(folded(&pseudo)) + u32::from(folded(&tcp))),
+                0xffff
+            );
+            let word = |at: usize| u32::from_be_bytes(tcp[at..at + 4].try_into().unwrap());
+            (word(0), word(4), word(8), tcp[13])
+        };
+        let (client, server) = (Party::GUEST, Party::PEER);
+        let forth = 1024 << 16 | 7;
+        let back = 7 << 16 | 1024;
+        assert_eq!(segment(client, 0), (forth, 0, 0, SYN));
+        assert_eq!(segment(server, 0), (back, 0, 23, SYN | ACK));
+        assert_eq!(segment(client, 1), (forth, 23, 23, PSH | ACK));
+        assert_eq!(segment(server, 1), (back, 23, 45, PSH | ACK));
+        assert_eq!(segment(client, 2), (forth, 45, 45, FIN | ACK));
+        assert_eq!(segment(server, 2), (back, 45, 67, FIN | ACK));
+        assert_eq!(segment(client, 3), (1025 << 16 | 7, 0, 0, SYN));
     }
 
     #[test]

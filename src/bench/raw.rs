@@ -23,7 +23,7 @@ use crate::types::{IfName, QueuePairs};
 const COLD: usize = 64 << 20;
 
 /// The clock is looked at once in so many frames.
-const STRIDE: u64 = 64;
+const TICK: u64 = 64;
 
 /// Buffers of a yardstick.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -95,7 +95,7 @@ fn writes(
     for (place, len) in places.iter().cycle() {
         queue.writev(&[memory.slice(*place, *len)])?;
         done += 1;
-        if done % STRIDE == 0
+        if done % TICK == 0
             && stopwatch.is_due()
             && let Some(sample) = stopwatch.tick(moved(done))?
         {
@@ -113,7 +113,7 @@ fn reads(queue: &TapQueue, tap: &IfName, size: Size, span: Duration) -> Result<S
     let buffer = |number: u64| memory.slice(places[number as usize % places.len()], room);
     let done = AtomicU64::new(0);
     let mut tally = Tally::default();
-    let sample = fed(tap, vec![frames.clone()], |feed| {
+    fed(tap, vec![frames.clone()], |feed| {
         let look = |ends: &AtomicBool| {
             let mut frame = vec![0; room];
             let mut seen = 0;
@@ -134,8 +134,7 @@ fn reads(queue: &TapQueue, tap: &IfName, size: Size, span: Duration) -> Result<S
             settled.map_err(io::Error::other)
         };
         beside(look, || read_on(queue, feed, &done, buffer, span))
-    })?;
-    Ok(sample)
+    })
 }
 
 fn read_on<'m>(
@@ -155,7 +154,7 @@ fn read_on<'m>(
             wait_for_frames(queue)?;
         }
         done.store(number + 1, Ordering::Release);
-        if number % STRIDE == 0
+        if number % TICK == 0
             && stopwatch.is_due()
             && let Some(sample) = stopwatch.tick(moved(number))?
         {

@@ -57,7 +57,7 @@ pub struct Chapter {
     pub size: Size,
     /// Pairs of queues.
     pub pairs: u16,
-    /// Bytes of a frame, on average.
+    /// Bytes of what is counted, on average.
     pub bytes: f64,
     /// Who took part, the one in question first.
     pub subjects: Vec<Samples>,
@@ -182,11 +182,7 @@ impl Samples {
 
     /// None where there is no sample.
     pub fn medians(&self) -> Option<Medians> {
-        let of = |value: &dyn Fn(&Sample) -> f64| {
-            let mut all: Vec<f64> = self.samples.iter().map(value).collect();
-            all.sort_by(f64::total_cmp);
-            all.get(all.len() / 2).copied()
-        };
+        let of = |value: &dyn Fn(&Sample) -> f64| median(&self.samples, value);
         let a_frame = |value: fn(&Sample) -> u64| of(&|it| value(it) as f64 / it.count as f64);
         let time = |value: fn(&super::sample::Latency) -> u64| {
             of(&|it| it.latency.as_ref().map_or(f64::NAN, |it| value(it) as f64))
@@ -208,13 +204,21 @@ impl Samples {
 
 const COLUMNS: usize = 9;
 
-fn row(name: &str, columns: [String; COLUMNS]) {
+/// The median of what `samples` have of it; none where there are none.
+pub fn median<T>(samples: &[T], value: &dyn Fn(&T) -> f64) -> Option<f64> {
+    let mut all: Vec<f64> = samples.iter().map(value).collect();
+    all.sort_by(f64::total_cmp);
+    all.get(all.len() / 2).copied()
+}
+
+/// Prints a row of a table.
+pub fn row<const COLUMNS: usize>(name: &str, columns: [String; COLUMNS]) {
     let columns = columns.map(|column| format!("{column:>9}"));
     say(format_args!("  {name:16}{}", columns.concat()));
 }
 
 /// A number that is there, with so many digits behind its point.
-fn number(value: f64, digits: usize) -> String {
+pub fn number(value: f64, digits: usize) -> String {
     match value.is_finite() {
         true => format!("{value:.digits$}"),
         false => String::new(),
@@ -232,11 +236,12 @@ impl Chapter {
 
     /// The names of the columns of a table.
     pub fn columns(&self) -> [&'static str; COLUMNS] {
-        let [a, b, c] = match self.work {
-            Work::Rr => ["p50 us", "p99 us", "p99.9 us"],
-            _ => ["Mpps", "Gbit/s", "rw/frame"],
+        let [a, b, c, d] = match self.work {
+            Work::Rr => ["p50 us", "p99 us", "p99.9 us", "ns/frame"],
+            Work::Churn => ["1000/s", "Gbit/s", "rw/conn", "ns/conn"],
+            _ => ["Mpps", "Gbit/s", "rw/frame", "ns/frame"],
         };
-        [a, b, c, "ns/frame", "kick", "intr", "wake", "MB", "ratio"]
+        [a, b, c, d, "kick", "intr", "wake", "MB", "ratio"]
     }
 
     /// The rows of a table: each one's name and medians, and why there are no more samples, if that is so.
@@ -247,6 +252,11 @@ impl Chapter {
             let failure = subject.failure.as_deref();
             (subject.name.as_str(), cells.unwrap_or_default(), failure)
         })
+    }
+
+    /// What is moved in gigabits a second, without virtio-net's headers.
+    pub fn gigabits(&self, its: Medians) -> f64 {
+        its.rate * self.bytes * 8.0 / 1e9
     }
 
     /// Prints it as a table.
@@ -261,17 +271,16 @@ impl Chapter {
         }
     }
 
-    /// The last is the first one's rate as a part of this one's, or this one's latency as a part of the first one's.
+    /// The last is the first one's rate, or its median round trip, as a multiple of this one's.
     fn cells(&self, its: Medians, first: Option<Medians>) -> [String; COLUMNS] {
         let [a, b, c] = match self.work {
             Work::Rr => its.latency.map(|ns| number(ns / 1e3, 1)),
             _ => {
-                let gigabits = its.rate * self.bytes * 8.0 / 1e9;
-                [
-                    number(its.rate / 1e6, 3),
-                    number(gigabits, 2),
-                    number(its.calls, 2),
-                ]
+                let rate = match self.work {
+                    Work::Churn => number(its.rate / 1e3, 1),
+                    _ => number(its.rate / 1e6, 3),
+                };
+                [rate, number(self.gigabits(its), 2), number(its.calls, 2)]
             }
         };
         let [kicks, interrupts, wake_ups] = its.events.map(|it| number(it, 3));

@@ -102,7 +102,7 @@ pub fn yardsticks(work: Work) -> Vec<Subject> {
             Yardstick::Writes(Buffers::Cold),
         ],
         Work::Rx => &[Yardstick::Reads],
-        Work::Both | Work::Vm | Work::Rr => &[],
+        Work::Both | Work::Vm | Work::Churn | Work::Rr => &[],
     };
     raw.iter().copied().map(Subject::Raw).collect()
 }
@@ -145,7 +145,7 @@ impl Subject {
                 let tap = BenchTap::make(tap_name(0))?;
                 yardstick.sample(tap.name(), wish.size, span)
             }
-            _ if work.is_between_guests() => self.between_guests(wish, span),
+            _ if work.is_between_guests() => self.between_guests(work, wish, span),
             _ => self.with_host(work, wish, span),
         }
     }
@@ -168,7 +168,7 @@ impl Subject {
         }
     }
 
-    fn between_guests(&self, wish: Wish, span: Duration) -> Result<Sample, WorkError> {
+    fn between_guests(&self, work: Work, wish: Wish, span: Duration) -> Result<Sample, WorkError> {
         match self {
             Self::Ringtap => {
                 let bridge = BenchBridge::make(BRIDGE.parse().expect("a link's name"))?;
@@ -179,13 +179,13 @@ impl Subject {
                 ];
                 taps.iter().try_for_each(|tap| bridge.add(tap.name()))?;
                 let [from, to] = back_ends.each_ref().map(|it| &it.sockets[0]);
-                drive_between(from, to, wish, span, |_| Ok(()))
+                drive_between([from, to], work, wish, span, |_| Ok(()))
             }
             Self::Started(Named { value, .. }) => {
                 let bridge = BenchBridge::make(BRIDGE.parse().expect("a link's name"))?;
                 let back_end = BackEnd::of_shell(value, 2)?;
                 let [from, to] = [0, 1].map(|it| &back_end.sockets[it]);
-                drive_between(from, to, wish, span, |pids| {
+                drive_between([from, to], work, wish, span, |pids| {
                     let taps = pids.iter().map(|pid| link::taps_of(*pid));
                     let taps: Vec<_> = taps.collect::<Result<_, _>>()?;
                     taps.iter().flatten().try_for_each(|tap| bridge.add(tap))
@@ -193,7 +193,7 @@ impl Subject {
             }
             Self::Running(Running { socket, peer, .. }) => {
                 let peer = peer.as_ref().ok_or(WorkError::NoPeer)?;
-                drive_between(socket, peer, wish, span, |_| Ok(()))
+                drive_between([socket, peer], work, wish, span, |_| Ok(()))
             }
             Self::Raw(_) => Err(WorkError::NoPart),
         }
@@ -223,8 +223,8 @@ fn drive(
 
 /// `join` brings the taps of these processes together, where they are not.
 fn drive_between(
-    from: &Path,
-    to: &Path,
+    [from, to]: [&PathBuf; 2],
+    work: Work,
     wish: Wish,
     span: Duration,
     join: impl FnOnce(&BTreeSet<u32>) -> Result<(), link::LinkError>,
@@ -234,7 +234,7 @@ fn drive_between(
     let mut to = Nic::connect(to, owned(Party::PEER))?;
     let pids = BTreeSet::from([from.back_end, to.back_end]);
     join(&pids)?;
-    let mut sample = work::between(&mut from, &mut to, wish.size, span)?;
+    let mut sample = work::between(work, &mut from, &mut to, wish.size, span)?;
     let memory: u64 = pids
         .iter()
         .map(|pid| cpu::memory_of(*pid))

@@ -213,22 +213,22 @@ impl<'a> Batch<'a> {
         let mut frames: Vec<Vec<u8>> = (0..BATCH)
             .map(|turn| fed.pattern.frame(turn).to_vec())
             .collect();
-        let (socket, skipped, window) = match fed.pattern.size() {
-            Size::Wire(_) | Size::Imix => (socket, HEADER, 512),
+        let (socket, skipped) = match fed.pattern.size() {
             Size::Gso => {
                 // A packet socket's headers are those of legacy devices, of ten bytes.
                 for frame in &mut frames {
                     frame.copy_within(..10, 2);
                 }
-                (socket.with_headers()?, 2, 64)
+                (socket.with_headers()?, 2)
             }
+            _ => (socket, HEADER),
         };
         Ok(Self {
             fed,
             socket,
             frames,
             skipped,
-            window: window / streams as u64,
+            window: fed.pattern.size().window() / streams as u64,
             sent: 0,
         })
     }

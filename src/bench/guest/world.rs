@@ -1,0 +1,315 @@
+//! Where guests are measured: one of the bench's own, on networks of its own, or one that runs.
+//!
+//! May touch: a folder of its own among temporary ones, and by ringtap's command line whatever that does.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use super::ping::Pinger;
+use super::{GuestBenchError, NetworkMode, Subject};
+use crate::bench::link;
+use crate::cli::HostArgs;
+use crate::types::{IfName, Name, QueuePairs};
+
+/// The kernel's part of virtio-net.
+const VHOST_NET: &str = "/dev/vhost-net";
+
+/// How long an emulated guest may take until it answers.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Whose a NIC of the bench's guest is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Back {
+    Ringtap,
+    Tap,
+    Vhost,
+}
+
+impl Back {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ringtap => "ringtap",
+            Self::Tap => "QEMU's tap",
+            Self::Vhost => "vhost-net",
+        }
+    }
+
+    /// Each has a network, of addresses that are kept for benchmarks (RFC 2544), and a link.
+    fn number(self) -> u8 {
+        self as u8
+    }
+
+    fn network(self) -> String {
+        format!("rtbench{}", self.number())
+    }
+
+    fn bridge(self) -> IfName {
+        format!("rt-{}", self.network())
+            .parse()
+            .expect("a link's name")
+    }
+
+    fn tap(self) -> IfName {
+        format!("rt-bench-{}", self.number())
+            .parse()
+            .expect("a link's name")
+    }
+
+    fn address(self) -> IpAddr {
+        Ipv4Addr::new(198, 18, self.number(), 10).into()
+    }
+
+    fn mac(self) -> String {
+        format!("52:54:00:72:74:{:02x}", self.number())
+    }
+}
+
+/// A guest, and networks for each of its NICs.
+pub struct World {
+    dir: TempDir,
+    backs: Vec<Back>,
+}
+
+impl World {
+    /// Writes what it is to be like.
+    ///
+    /// # Errors
+    /// The guest's files are not there, or there is no room.
+    pub fn new(tiny: &Path, mode: NetworkMode, pairs: QueuePairs) -> Result<Self, GuestBenchError> {
+        let backs = match Path::new(VHOST_NET).exists() {
+            true => vec![Back::Ringtap, Back::Tap, Back::Vhost],
+            false => vec![Back::Ringtap, Back::Tap],
+        };
+        let text = file(&Tiny::find(tiny)?, &backs, mode, pairs);
+        // dnsmasq, which is not root, reads its files below.
+        let open = fs::Permissions::from_mode(0o755);
+        let dir = tempfile::Builder::new()
+            .prefix("ringtap-bench-")
+            .permissions(open)
+            .tempdir()?;
+        fs::write(dir.path().join("ringtap.toml"), text)?;
+        Ok(Self { dir, backs })
+    }
+
+    /// Makes the networks, starts the guest, and waits until it answers by each of its NICs.
+    ///
+    /// # Errors
+    /// See [`GuestBenchError`]. Nothing is left.
+    pub fn start(&self) -> Result<Running<'_>, GuestBenchError> {
+        let subject = |back: &Back| Subject {
+            name: back.name().to_owned(),
+            address: back.address(),
+        };
+        let running = Running {
+            world: self,
+            subjects: self.backs.iter().map(subject).collect(),
+        };
+        self.ringtap(&["up"])?;
+        self.ringtap(&["start", "bench"])?;
+        for back in self.backs.iter().filter(|back| **back != Back::Ringtap) {
+            link::add_port(&back.bridge(), &back.tap())?;
+        }
+        for subject in &running.subjects {
+            wait_for(subject.address)?;
+        }
+        Ok(running)
+    }
+
+    fn ringtap(&self, words: &[&str]) -> Result<Vec<u8>, GuestBenchError> {
+        let host = HostArgs {
+            config: self.dir.path().join("ringtap.toml"),
+            run_dir: self.dir.path().join("run"),
+        };
+        ringtap(&host, words)
+    }
+}
+
+/// A [`World`] whose guest runs; with this value it ends, and so do its networks.
+pub struct Running<'a> {
+    world: &'a World,
+    /// The guest by each of its NICs.
+    pub subjects: Vec<Subject>,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        for words in [&["stop", "--timeout", "10", "bench"][..], &["down"]] {
+            if let Err(error) = self.world.ringtap(words) {
+                tracing::warn!("{error}");
+            }
+        }
+    }
+}
+
+/// What the bench's guest boots.
+struct Tiny {
+    kernel: PathBuf,
+    initrd: PathBuf,
+    append: String,
+}
+
+impl Tiny {
+    fn find(dir: &Path) -> Result<Self, GuestBenchError> {
+        let missing = |error| GuestBenchError::NoTiny(dir.to_owned(), error);
+        let dir = dir.canonicalize().map_err(missing)?;
+        let file = |name: &str| dir.join(name).canonicalize().map_err(missing);
+        Ok(Self {
+            kernel: file("vmlinuz")?,
+            initrd: file("initrd")?,
+            append: fs::read_to_string(dir.join("append")).map_err(missing)?,
+        })
+    }
+}
+
+/// The file that describes all of it.
+fn file(tiny: &Tiny, backs: &[Back], mode: NetworkMode, pairs: QueuePairs) -> String {
+    let mode = mode.word();
+    let mut text = String::new();
+    for back in backs {
+        let (network, mac, address) = (back.network(), back.mac(), back.address());
+        let subnet = format!("198.18.{}.0/24", back.number());
+        text += &format!("[networks.{network}]\nmode = {mode:?}\nsubnet = {subnet:?}\n");
+        if *back != Back::Ringtap {
+            text += &format!(
+                "dhcp.hosts = [{{ mac = {mac:?}, name = \"qemu\", ip = \"{address}\" }}]\n"
+            );
+        }
+    }
+    let nics = backs.iter().filter(|back| **back != Back::Ringtap);
+    let qemu_args: Vec<String> = nics.flat_map(|back| qemu_args(*back, pairs)).collect();
+    let ours = Back::Ringtap;
+    // Who makes a tap is root.
+    text += &format!(
+        "[guests.bench]\nuser = \"root\"\ncpus = {cpus}\nmemory = \"512M\"\n\
+         kernel = {kernel:?}\ninitrd = {initrd:?}\nappend = \"{append} ringtap.iperf3\"\nqemu-args = {qemu_args:?}\n\
+         nics = [{{ network = {network:?}, ip = \"{address}\", queue-pairs = {pairs} }}]\n",
+        cpus = pairs.get(),
+        kernel = tiny.kernel,
+        initrd = tiny.initrd,
+        append = tiny.append.trim(),
+        network = ours.network(),
+        address = ours.address(),
+    );
+    text
+}
+
+/// A NIC that QEMU moves frames for, or has the kernel do it.
+fn qemu_args(back: Back, pairs: QueuePairs) -> [String; 4] {
+    let vhost = if back == Back::Vhost { "on" } else { "off" };
+    let (tap, mac, id) = (back.tap(), back.mac(), back.network());
+    let mut netdev = format!("tap,id={id},ifname={tap},script=no,downscript=no,vhost={vhost}");
+    let mut device = format!("virtio-net-pci,netdev={id},mac={mac}");
+    if pairs > QueuePairs::ONE {
+        netdev += &format!(",queues={pairs}");
+        device += &format!(",mq=on,vectors={}", pairs.vrings() + 2);
+    }
+    ["-netdev".to_owned(), netdev, "-device".to_owned(), device]
+}
+
+/// Waits until it is there.
+fn wait_for(address: IpAddr) -> Result<(), GuestBenchError> {
+    let end = Instant::now() + PATIENCE;
+    let mut pinger = Pinger::to(address)?;
+    while Instant::now() < end {
+        // Where nobody has the address the host says so, as an error.
+        match pinger.ask(Duration::from_secs(1)) {
+            Ok(Some(_)) => return Ok(()),
+            Ok(None) => {}
+            Err(_) => thread::sleep(Duration::from_millis(200)),
+        }
+    }
+    Err(GuestBenchError::Silent(address, PATIENCE.as_secs()))
+}
+
+/// A guest of `ringtap list --json`, as far as it is of use here.
+#[derive(Debug, Deserialize)]
+struct Listed {
+    name: Name,
+    nics: Vec<ListedNic>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ListedNic {
+    addresses: Vec<IpAddr>,
+}
+
+/// Guest `name`, which runs already.
+///
+/// # Errors
+/// It does not, has no address that is known, or does not answer.
+pub fn running(host: &HostArgs, name: &Name) -> Result<Subject, GuestBenchError> {
+    let said = ringtap(host, &["list", "--json"])?;
+    let listed: Vec<Listed> = serde_json::from_slice(&said).map_err(io::Error::from)?;
+    let mut guests = listed.into_iter().filter(|guest| guest.name == *name);
+    let addresses = guests.next().into_iter().flat_map(|guest| guest.nics);
+    let mut addresses = addresses.flat_map(|nic| nic.addresses);
+    // iperf3's client has no way to name the link that a link-local address is of.
+    let address = addresses.find(|it| !matches!(it, IpAddr::V6(it) if it.is_unicast_link_local()));
+    let address = address.ok_or_else(|| GuestBenchError::NoAddress(name.clone()))?;
+    wait_for(address)?;
+    Ok(Subject {
+        name: name.to_string(),
+        address,
+    })
+}
+
+/// Runs this program's command `words`; what it has printed.
+fn ringtap(host: &HostArgs, words: &[&str]) -> Result<Vec<u8>, GuestBenchError> {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(words).stdin(Stdio::null());
+    command.arg("--config").arg(&host.config);
+    command.arg("--run-dir").arg(&host.run_dir);
+    let done = command.output()?;
+    match done.status.success() {
+        true => Ok(done.stdout),
+        false => {
+            let said = String::from_utf8_lossy(&done.stderr).trim().to_owned();
+            Err(GuestBenchError::Ringtap(words.join(" "), said))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn the_file_is_one_that_ringtap_takes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ringtap.toml");
+        let tiny = Tiny {
+            kernel: "/boot/vmlinuz".into(),
+            initrd: "/boot/initrd".into(),
+            append: "console=ttyS0\n".to_owned(),
+        };
+        let backs = [Back::Ringtap, Back::Tap, Back::Vhost];
+        for mode in [
+            NetworkMode::Nat,
+            NetworkMode::Routed,
+            NetworkMode::Isolated,
+            NetworkMode::Open,
+        ] {
+            for pairs in [1, 2] {
+                let pairs = QueuePairs::try_from(pairs).unwrap();
+                fs::write(&path, file(&tiny, &backs, mode, pairs)).unwrap();
+                let config = Config::load(&path).unwrap();
+                assert_eq!(config.networks.len(), 3);
+                let guest = config.guests.values().next().unwrap();
+                assert_eq!(guest.nics[0].queue_pairs, pairs);
+                let words = guest.qemu_args.join(" ");
+                assert!(words.contains("vhost=off") && words.contains("vhost=on"));
+                assert_eq!(words.contains("queues=2"), pairs.get() == 2);
+            }
+        }
+    }
+}
