@@ -15,9 +15,9 @@
 //!   → a supervisor a guest → backend processes → QEMU → guest
 //! ```
 //!
-//! Modules may use those to their right only: `main → cli → {guest → network → config, bench → backend} → {tap, packet,
+//! Modules may use those to their right only: `main → cli → bench → {guest → network → config, backend} → {tap, packet,
 //! signals, programs, report} → types`. The two halves never import each other, but for [`backend::BackendArgs`], which
-//! the control plane writes as an argv and the backend reads back. [`mod@bench`] measures one of them by the other's links.
+//! the control plane writes as an argv and the backend reads back. [`mod@bench`] measures both.
 //!
 //! Unsafe code is denied here and allowed in six files: `tap::sys` (ioctls), `tap::queue` and `tap::burst` (vectored I/O and
 //! io_uring), `backend::memory` (mapping guest memory), `packet` (packet sockets) and `guest::user` (what QEMU's process does

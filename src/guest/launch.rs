@@ -21,7 +21,7 @@ use super::storage::{self, StorageError};
 use super::supervise::Guarded;
 use super::user::{User, UserError};
 use crate::cli::HostArgs;
-use crate::config::{Config, Guest, Restart};
+use crate::config::{Accel, Config, Guest, Restart};
 use crate::network::{self, Plugged};
 use crate::programs::{self, QEMU};
 use crate::report::causes;
@@ -315,6 +315,16 @@ fn plugged_again(host: &HostArgs, record: &Record) -> Result<Plugged, GuestError
         .map(|nic| nic.network.clone())
         .collect();
     Ok(network::plugged_again(host, &networks)?)
+}
+
+/// Whether NICs of guests that are started now have MSI-X, where the file leaves the accelerator to ringtap.
+///
+/// # Errors
+/// There is no QEMU.
+pub fn nics_have_vectors() -> Result<bool, GuestError> {
+    let version = qemu_version()?;
+    let accel = KvmSupport::probe().choose(Accel::Auto);
+    Ok(accel.is_ok_and(|accel| !version.crashes_with_vectors(accel)))
 }
 
 /// Asks QEMU for its version, and so whether it is there at all.

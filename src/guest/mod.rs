@@ -53,6 +53,7 @@ use nic::NicError;
 use run_dir::GuestDirError;
 
 pub use commands::{console, nic, restart, rm, run, start, stop};
+pub use launch::nics_have_vectors;
 pub use list::list;
 pub use ssh::ssh;
 pub use status::status;

@@ -35,7 +35,7 @@ impl Version {
 
     /// QEMU before 10 crashes under TCG as soon as a vhost-user NIC uses MSI-X (it asks a KVM that is not there
     /// to route the interrupt); without vectors the NIC uses its interrupt line.
-    fn crashes_with_vectors(self, accel: Accelerator) -> bool {
+    pub fn crashes_with_vectors(self, accel: Accelerator) -> bool {
         accel == Accelerator::Tcg && self.major < 10
     }
 

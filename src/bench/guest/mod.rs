@@ -21,6 +21,7 @@ use thiserror::Error;
 use super::args::seconds;
 use super::link::LinkError;
 use crate::cli::HostArgs;
+use crate::guest::GuestError;
 use crate::report::{causes, print_json};
 use crate::types::{Name, QueuePairs};
 
@@ -120,6 +121,9 @@ pub enum GuestBenchError {
     /// iperf3 has failed, and has said why.
     #[error("iperf3: {0}; the guest is to run `iperf3 -s`")]
     Iperf(String),
+    /// No QEMU.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
     /// The kernel.
     #[error("the host")]
     Host(#[from] std::io::Error),

@@ -18,6 +18,7 @@ use super::ping::Pinger;
 use super::{GuestBenchError, NetworkMode, Subject};
 use crate::bench::link;
 use crate::cli::HostArgs;
+use crate::guest::nics_have_vectors;
 use crate::types::{IfName, Name, QueuePairs};
 
 /// The kernel's part of virtio-net.
@@ -89,7 +90,13 @@ impl World {
             true => vec![Back::Ringtap, Back::Tap, Back::Vhost],
             false => vec![Back::Ringtap, Back::Tap],
         };
-        let text = file(&Tiny::find(tiny)?, &backs, mode, pairs);
+        let text = file(
+            &Tiny::find(tiny)?,
+            &backs,
+            mode,
+            pairs,
+            nics_have_vectors()?,
+        );
         // dnsmasq, which is not root, reads its files below.
         let open = fs::Permissions::from_mode(0o755);
         let dir = tempfile::Builder::new()
@@ -171,7 +178,13 @@ impl Tiny {
 }
 
 /// The file that describes all of it.
-fn file(tiny: &Tiny, backs: &[Back], mode: NetworkMode, pairs: QueuePairs) -> String {
+fn file(
+    tiny: &Tiny,
+    backs: &[Back],
+    mode: NetworkMode,
+    pairs: QueuePairs,
+    has_vectors: bool,
+) -> String {
     let mode = mode.word();
     let mut text = String::new();
     for back in backs {
@@ -185,7 +198,9 @@ fn file(tiny: &Tiny, backs: &[Back], mode: NetworkMode, pairs: QueuePairs) -> St
         }
     }
     let nics = backs.iter().filter(|back| **back != Back::Ringtap);
-    let qemu_args: Vec<String> = nics.flat_map(|back| qemu_args(*back, pairs)).collect();
+    let qemu_args: Vec<String> = nics
+        .flat_map(|back| qemu_args(*back, pairs, has_vectors))
+        .collect();
     let ours = Back::Ringtap;
     // Who makes a tap is root.
     text += &format!(
@@ -202,15 +217,20 @@ fn file(tiny: &Tiny, backs: &[Back], mode: NetworkMode, pairs: QueuePairs) -> St
     text
 }
 
-/// A NIC that QEMU moves frames for, or has the kernel do it.
-fn qemu_args(back: Back, pairs: QueuePairs) -> [String; 4] {
+/// A NIC that QEMU moves frames for, or has the kernel do it; with queues of the usual length, as ringtap's are.
+fn qemu_args(back: Back, pairs: QueuePairs, has_vectors: bool) -> [String; 4] {
     let vhost = if back == Back::Vhost { "on" } else { "off" };
     let (tap, mac, id) = (back.tap(), back.mac(), back.network());
     let mut netdev = format!("tap,id={id},ifname={tap},script=no,downscript=no,vhost={vhost}");
     let mut device = format!("virtio-net-pci,netdev={id},mac={mac}");
     if pairs > QueuePairs::ONE {
         netdev += &format!(",queues={pairs}");
-        device += &format!(",mq=on,vectors={}", pairs.vrings() + 2);
+        device += ",mq=on";
+    }
+    // As many as ringtap's have.
+    match has_vectors {
+        true => device += &format!(",vectors={}", pairs.vrings() + 2),
+        false => device += ",vectors=0",
     }
     ["-netdev".to_owned(), netdev, "-device".to_owned(), device]
 }
@@ -301,7 +321,7 @@ mod tests {
         ] {
             for pairs in [1, 2] {
                 let pairs = QueuePairs::try_from(pairs).unwrap();
-                fs::write(&path, file(&tiny, &backs, mode, pairs)).unwrap();
+                fs::write(&path, file(&tiny, &backs, mode, pairs, true)).unwrap();
                 let config = Config::load(&path).unwrap();
                 assert_eq!(config.networks.len(), 3);
                 let guest = config.guests.values().next().unwrap();
