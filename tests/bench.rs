@@ -54,9 +54,9 @@ fn every_kind_of_work_gives_samples_and_leaves_nothing() {
             report.display()
         );
         let chapters = chapters(bench(&netns, &words));
-        // Six works, three sizes, one pair or two; but connections have frames of their own, and who asks one by one does so by
-        // short frames of one pair.
-        assert_eq!(chapters.len(), 4 * 3 * 2 + 2 + 1);
+        // Seven works, three sizes, one pair or two; but connections have frames of their own, an idle guest has none, and who
+        // asks one by one does so by short frames of one pair.
+        assert_eq!(chapters.len(), 4 * 3 * 2 + 2 + 2 + 1);
         for chapter in &chapters {
             let what = format!(
                 "{ring} {} {} {}",
@@ -69,8 +69,13 @@ fn every_kind_of_work_gives_samples_and_leaves_nothing() {
                 assert_eq!(samples.len(), 1, "{what}: {subject}");
                 for sample in samples {
                     assert!(sample["count"].as_u64() > Some(0), "{what}: {sample}");
-                    let cpu = sample["usage"]["cpu_ns"].as_u64();
-                    assert!(cpu > Some(100_000), "{what}: {sample}");
+                    let usage = &sample["usage"];
+                    match chapter["work"] == "idle" {
+                        true => assert_eq!(usage["wake_ups"], 0, "{what}: {sample}"),
+                        false => {
+                            assert!(usage["cpu_ns"].as_u64() > Some(100_000), "{what}: {sample}")
+                        }
+                    }
                 }
             }
         }
@@ -84,8 +89,8 @@ fn every_kind_of_work_gives_samples_and_leaves_nothing() {
 fn is_a_whole_report(dir: &Path) {
     let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
     let page = read("report.html");
-    assert_eq!(page.matches("<h2>").count(), 6, "{page}");
-    assert_eq!(page.matches("every sample").count(), 4 * 3 * 2 + 2 + 1);
+    assert_eq!(page.matches("<h2>").count(), 7, "{page}");
+    assert_eq!(page.matches("every sample").count(), 4 * 3 * 2 + 2 + 2 + 1);
     assert!(page.contains("<polyline") && page.contains("--queue-size 1024"));
     let asks = ["src=", "href=", "url(", "@import"];
     assert!(!asks.iter().any(|word| page.contains(word)), "{page}");

@@ -45,8 +45,13 @@ pub struct BenchCommand {
     #[arg(long, value_name = "NAME=COMMAND")]
     vs_run: Vec<Named>,
 
+    /// ringtap's own as well, with --poll-us; can be given again
+    #[arg(long, value_name = "MICROSECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    poll_us: Vec<u32>,
+
     /// What is done: tx, from the guest, rx, to it, both at once, vm, to another guest, churn,
-    /// TCP connections to another guest, rr, there and back one by one [default: each]
+    /// TCP connections to another guest, rr, there and back one by one,
+    /// idle, nothing [default: each]
     #[arg(long, value_name = "WORK", value_delimiter = ',')]
     work: Vec<Work>,
 
@@ -120,10 +125,15 @@ impl BenchCommand {
     /// Who takes part, the one in question first, but for yardsticks.
     pub fn subjects(&self) -> Vec<Subject> {
         let first = Running::of_sockets(&self.socket, self.tap.clone());
-        let first = first.map_or(Subject::Ringtap, Subject::Running);
+        let first = first.map_or(Subject::Ringtap { poll_us: 0 }, Subject::Running);
+        let polling = self
+            .poll_us
+            .iter()
+            .map(|it| Subject::Ringtap { poll_us: *it });
         let running = self.vs.iter().map(Running::of_named).map(Subject::Running);
         let started = self.vs_run.iter().cloned().map(Subject::Started);
         std::iter::once(first)
+            .chain(polling)
             .chain(running)
             .chain(started)
             .collect()

@@ -65,6 +65,8 @@ pub enum Size {
     Gso,
     /// What TCP connections are made of.
     Connection,
+    /// No frame at all: its buffers have room for short ones.
+    Nothing,
 }
 
 impl Size {
@@ -75,6 +77,7 @@ impl Size {
             Self::Imix => IMIX.map(usize::from).to_vec(),
             Self::Gso => vec![ETHERNET + IP + TCP + 45 * usize::from(SEGMENT)],
             Self::Connection => vec![CONNECTION],
+            Self::Nothing => vec![LEAST.into()],
         }
     }
 
@@ -92,16 +95,16 @@ impl Size {
     /// How many may wait for a tap's reader at once: its queue has room for a thousand, and sockets' memory is bounded as well.
     pub fn window(self) -> u64 {
         match self {
-            Self::Wire(_) | Self::Imix | Self::Connection => 512,
             Self::Gso => 64,
+            _ => 512,
         }
     }
 
     /// Where what tells the frame begins.
     fn payload(self) -> usize {
         match self {
-            Self::Wire(_) | Self::Imix => ETHERNET + IP + UDP,
             Self::Gso | Self::Connection => ETHERNET + IP + TCP,
+            _ => ETHERNET + IP + UDP,
         }
     }
 }
@@ -130,6 +133,7 @@ impl std::fmt::Display for Size {
             Self::Imix => f.write_str("IMIX"),
             Self::Gso => f.write_str("64 KB"),
             Self::Connection => write!(f, "{EXCHANGES} exchanges a connection"),
+            Self::Nothing => f.write_str("no frames"),
         }
     }
 }

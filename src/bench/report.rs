@@ -239,6 +239,7 @@ impl Chapter {
         let [a, b, c, d] = match self.work {
             Work::Rr => ["p50 us", "p99 us", "p99.9 us", "ns/frame"],
             Work::Churn => ["1000/s", "Gbit/s", "rw/conn", "ns/conn"],
+            Work::Idle => ["", "", "rw/ms", "ns/ms"],
             _ => ["Mpps", "Gbit/s", "rw/frame", "ns/frame"],
         };
         [a, b, c, d, "kick", "intr", "wake", "MB", "ratio"]
@@ -275,6 +276,7 @@ impl Chapter {
     fn cells(&self, its: Medians, first: Option<Medians>) -> [String; COLUMNS] {
         let [a, b, c] = match self.work {
             Work::Rr => its.latency.map(|ns| number(ns / 1e3, 1)),
+            Work::Idle => [String::new(), String::new(), number(its.calls, 2)],
             _ => {
                 let rate = match self.work {
                     Work::Churn => number(its.rate / 1e3, 1),
@@ -286,6 +288,7 @@ impl Chapter {
         let [kicks, interrupts, wake_ups] = its.events.map(|it| number(it, 3));
         let part = first.map_or(f64::NAN, |first| match self.work {
             Work::Rr => first.latency[0] / its.latency[0],
+            Work::Idle => f64::NAN,
             _ => first.rate / its.rate,
         });
         [

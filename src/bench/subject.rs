@@ -49,8 +49,11 @@ impl FromStr for Named {
 /// Who takes part.
 #[derive(Debug, Clone)]
 pub enum Subject {
-    /// ringtap's own back-end, started for each sample.
-    Ringtap,
+    /// ringtap's own back-end, started for each sample, which looks for so many microseconds before it sleeps.
+    Ringtap {
+        /// As `backend --poll-us` has it.
+        poll_us: u32,
+    },
     /// One that a command starts for each sample.
     Started(Named),
     /// One that runs.
@@ -102,7 +105,7 @@ pub fn yardsticks(work: Work) -> Vec<Subject> {
             Yardstick::Writes(Buffers::Cold),
         ],
         Work::Rx => &[Yardstick::Reads],
-        Work::Both | Work::Vm | Work::Churn | Work::Rr => &[],
+        Work::Both | Work::Vm | Work::Churn | Work::Rr | Work::Idle => &[],
     };
     raw.iter().copied().map(Subject::Raw).collect()
 }
@@ -111,7 +114,8 @@ impl Subject {
     /// As reports have it.
     pub fn name(&self) -> String {
         match self {
-            Self::Ringtap => "ringtap".to_owned(),
+            Self::Ringtap { poll_us: 0 } => "ringtap".to_owned(),
+            Self::Ringtap { poll_us } => format!("ringtap, {poll_us} us"),
             Self::Started(Named { name, .. }) | Self::Running(Running { name, .. }) => name.clone(),
             Self::Raw(Yardstick::Writes(Buffers::Hot)) => "raw loop, hot".to_owned(),
             Self::Raw(_) => "raw loop, cold".to_owned(),
@@ -121,9 +125,10 @@ impl Subject {
     /// What starts it, if anything does; how it is found otherwise.
     pub fn origin(&self) -> String {
         match self {
-            Self::Ringtap => {
+            Self::Ringtap { poll_us } => {
                 let link = HostLink::Tap(tap_name(0));
-                let args = BackendArgs::new(Endpoint::Listen("$SOCKET".into()), link);
+                let mut args = BackendArgs::new(Endpoint::Listen("$SOCKET".into()), link);
+                args.poll_us = *poll_us;
                 let argv = args.to_argv();
                 let words = argv.iter().map(|word| word.to_string_lossy());
                 format!("ringtap {}", words.collect::<Vec<_>>().join(" "))
@@ -152,9 +157,9 @@ impl Subject {
 
     fn with_host(&self, work: Work, wish: Wish, span: Duration) -> Result<Sample, WorkError> {
         match self {
-            Self::Ringtap => {
+            Self::Ringtap { poll_us } => {
                 let tap = BenchTap::make(tap_name(0))?;
-                let back_end = BackEnd::own(tap.name(), wish)?;
+                let back_end = BackEnd::own(tap.name(), wish, *poll_us)?;
                 drive(&back_end.sockets[0], Some(tap.name()), work, wish, span)
             }
             Self::Started(Named { value, .. }) => {
@@ -170,12 +175,12 @@ impl Subject {
 
     fn between_guests(&self, work: Work, wish: Wish, span: Duration) -> Result<Sample, WorkError> {
         match self {
-            Self::Ringtap => {
+            Self::Ringtap { poll_us } => {
                 let bridge = BenchBridge::make(BRIDGE.parse().expect("a link's name"))?;
                 let taps = [BenchTap::make(tap_name(0))?, BenchTap::make(tap_name(1))?];
                 let back_ends = [
-                    BackEnd::own(taps[0].name(), wish)?,
-                    BackEnd::own(taps[1].name(), wish)?,
+                    BackEnd::own(taps[0].name(), wish, *poll_us)?,
+                    BackEnd::own(taps[1].name(), wish, *poll_us)?,
                 ];
                 taps.iter().try_for_each(|tap| bridge.add(tap.name()))?;
                 let [from, to] = back_ends.each_ref().map(|it| &it.sockets[0]);
@@ -252,10 +257,11 @@ struct BackEnd {
 
 impl BackEnd {
     /// ringtap's, on this tap.
-    fn own(tap: &IfName, wish: Wish) -> Result<Self, WorkError> {
+    fn own(tap: &IfName, wish: Wish, poll_us: u32) -> Result<Self, WorkError> {
         Self::start(1, |sockets| {
             let endpoint = Endpoint::Listen(sockets[0].clone());
             let mut args = BackendArgs::new(endpoint, HostLink::Tap(tap.clone()));
+            args.poll_us = poll_us;
             if let Ok(pairs) = QueuePairs::try_from(wish.pairs) {
                 args.queue_pairs = pairs;
             }

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use super::ask::ask;
 use super::{LAST, Load, SILENCE, Work, drain, introduce, progress};
 use crate::bench::WorkError;
+use crate::bench::cpu::Usage;
 use crate::bench::link;
 use crate::bench::nic::{Nic, Receiveq, Transmitq, Wish};
 use crate::bench::pattern::{Pattern, Size};
 use crate::bench::ring::Direction;
-use crate::bench::sample::{Progress, Sample};
+use crate::bench::sample::{Progress, Sample, Stopwatch};
 use crate::bench::wire::{Feed, NAP, STRIDE, Witness, echoed, fed};
 use crate::types::IfName;
 
@@ -43,6 +44,9 @@ pub fn with_host(
     let to_host: Vec<Pattern> = patterns(Direction::Readable);
     let to_guest: Vec<Pattern> = patterns(Direction::Writable);
     let pids = [nic.back_end];
+    if work == Work::Idle {
+        return idle(&pids, span);
+    }
     if work == Work::Rr {
         return echoed(tap, [&to_host[0], &to_guest[0]], || ask(nic, span));
     }
@@ -59,6 +63,25 @@ pub fn with_host(
     fed(tap, to_guest, |feed| {
         Exchange::new(nic, out, Some(feed)).run(&pids, span)
     })
+}
+
+/// Leaves the back-end alone; what is counted is milliseconds.
+fn idle(pids: &[u32], span: Duration) -> Result<Sample, WorkError> {
+    let usage = || Usage::of_all(pids);
+    let mut stopwatch = Stopwatch::new(span, &usage);
+    let start = Instant::now();
+    loop {
+        thread::sleep(SILENCE);
+        if stopwatch.is_due() {
+            let now = Progress {
+                count: start.elapsed().as_millis() as u64,
+                ..Progress::default()
+            };
+            if let Some(sample) = stopwatch.tick(now)? {
+                return Ok(sample);
+            }
+        }
+    }
 }
 
 /// Frames on their way to a tap.

@@ -39,17 +39,20 @@ pub enum Work {
     Churn,
     /// From the guest to its tap and back, one at a time.
     Rr,
+    /// Nothing, by a guest whose rings are ready.
+    Idle,
 }
 
 impl Work {
     /// Each kind, in the order of reports.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Tx,
         Self::Rx,
         Self::Both,
         Self::Vm,
         Self::Churn,
         Self::Rr,
+        Self::Idle,
     ];
 
     /// Whether it takes two guests.
@@ -59,20 +62,28 @@ impl Work {
 
     /// What frames are like, if the work says that and not a person.
     pub fn size(self) -> Option<Size> {
-        (self == Self::Churn).then_some(Size::Connection)
+        match self {
+            Self::Churn => Some(Size::Connection),
+            Self::Idle => Some(Size::Nothing),
+            _ => None,
+        }
     }
 
     /// What is counted.
     pub fn unit(self) -> &'static str {
         match self {
             Self::Churn => "connection",
+            Self::Idle => "millisecond",
             _ => "frame",
         }
     }
 
     /// Whether it can be done with frames of this kind by so many pairs: who asks one by one has one, and asks by short frames.
     pub fn suits(self, size: Size, pairs: u16) -> bool {
-        self != Self::Rr || (pairs == 1 && matches!(size, Size::Wire(_)))
+        match self {
+            Self::Rr => pairs == 1 && matches!(size, Size::Wire(_)),
+            _ => true,
+        }
     }
 
     /// Bytes of that, on average.
@@ -93,6 +104,7 @@ impl Work {
             Self::Vm => "guest to guest over a bridge",
             Self::Churn => "connections, guest to guest over a bridge",
             Self::Rr => "guest to tap and back",
+            Self::Idle => "an idle guest",
         }
     }
 }
