@@ -120,15 +120,19 @@ impl Monitor {
         Ok(true)
     }
 
-    /// The events that have come; empty where none has.
-    ///
-    /// # Errors
-    /// QEMU has ended, or ended the connection.
-    pub fn events(&mut self) -> io::Result<Vec<Event>> {
+    /// The events that have come, and whether there may be more: an error says that QEMU has ended, or ended the connection, and
+    /// what it has told last comes together with that.
+    pub fn events(&mut self) -> (Vec<Event>, io::Result<()>) {
+        let looked = self.look();
+        (self.events.drain(..).collect(), looked)
+    }
+
+    /// Sorts all that has come.
+    fn look(&mut self) -> io::Result<()> {
         while let Some(line) = self.try_line()? {
             self.sort(&line)?;
         }
-        Ok(self.events.drain(..).collect())
+        Ok(())
     }
 
     fn ask(
@@ -248,4 +252,29 @@ pub fn readable(fds: &[BorrowedFd<'_>], limit: Duration) -> io::Result<bool> {
         .map(|fd| PollFd::new(fd, PollFlags::IN))
         .collect();
     Ok(rustix::io::retry_on_intr(|| poll(&mut fds, Some(&limit)))? > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A guest that powers itself off: QEMU says so and is gone, before anybody has looked.
+    #[test]
+    fn what_qemu_says_last_is_heard() {
+        let (stream, mut qemu) = UnixStream::pair().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let mut monitor = Monitor {
+            stream,
+            bytes: Vec::new(),
+            events: VecDeque::new(),
+        };
+        assert!(matches!(monitor.events(), (none, Ok(())) if none.is_empty()));
+        let event = r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "SHUTDOWN",
+            "data": {"guest": true, "reason": "guest-shutdown"}}"#;
+        writeln!(qemu, "{}", event.replace('\n', "")).unwrap();
+        drop(qemu);
+        let (events, ended) = monitor.events();
+        assert!(matches!(events[..], [Event::SHUTDOWN { .. }]), "{events:?}");
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
 }

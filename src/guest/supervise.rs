@@ -462,14 +462,13 @@ impl Supervisor {
         let Some(monitor) = &mut machine.monitor else {
             return Ok(());
         };
-        match monitor.events() {
-            Ok(events) => self.sort(events, ops),
-            Err(_) => {
-                // QEMU has ended, or it has not and nothing is heard of it but its end.
-                let _ = ops.remove(Events::empty(monitor));
-                machine.monitor = None;
-            }
+        let (events, heard) = monitor.events();
+        if heard.is_err() {
+            // QEMU has ended, or it has not and nothing is heard of it but its end.
+            let _ = ops.remove(Events::empty(monitor));
+            machine.monitor = None;
         }
+        self.sort(events, ops);
         Ok(())
     }
 
