@@ -1,0 +1,99 @@
+//! A queue pair without a guest and without a tap: its transmitq has bursts of frames, and whatever it writes is swallowed at once
+//! by `/dev/null`, so that the backend's own work is nearly all there is.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use ringtap::backend::features::Features;
+use ringtap::backend::memory::GuestMemory;
+use ringtap::backend::queue_pair::{FrameFormat, QueuePair, TxEnd};
+use ringtap::backend::ring::{RingLayout, RingPosition};
+use ringtap::backend::vring::Started;
+use ringtap::tap::{HeaderLen, TapQueue};
+
+use super::support::driver::{Buffer, DriverRing, Kind, frame, guest_memory};
+
+/// Frames of a burst.
+pub const FRAMES: u16 = 64;
+
+const SIZE: u16 = 256;
+const INDIRECT_DESC: u64 = 1 << 28;
+const RING_PACKED: u64 = 1 << 34;
+
+/// What the chain of a frame is.
+#[derive(Debug, Clone, Copy)]
+pub enum Chains {
+    /// One buffer.
+    Whole,
+    /// A header and a frame.
+    Parts,
+    /// The same, in an indirect table.
+    Indirect,
+}
+
+/// The pair, and the driver's side of its transmitq.
+pub struct Bursts {
+    pair: QueuePair,
+    ring: DriverRing<'static>,
+    chains: Vec<Vec<Buffer>>,
+}
+
+impl Bursts {
+    /// Frames of 64 bytes in chains of this kind, in a ring of that one.
+    pub fn new(kind: Kind, chains: Chains) -> Self {
+        let (memory, _) = guest_memory();
+        let memory: &'static Arc<GuestMemory> = Box::leak(Box::new(memory)); // as long as the program
+        let mut ring = DriverRing::of_kind(kind, memory.mem(), 0, SIZE);
+        let chains = (0..FRAMES).map(|_| chain(&mut ring, chains)).collect();
+
+        let swallows = File::options().read(true).write(true).open("/dev/null");
+        let tap = TapQueue::from_fd(swallows.expect("/dev/null").into()).expect("a queue");
+        let mut pair = QueuePair::new(tap).expect("a pair");
+        pair.set_format(FrameFormat {
+            header: HeaderLen::Long,
+            mergeable: true,
+            mtu: None,
+        });
+        let packed = if kind == Kind::Packed { RING_PACKED } else { 0 };
+        let features = Features::offered(true, &[]).accept(INDIRECT_DESC | packed);
+        let features = features.expect("what is offered");
+        let layout = RingLayout::new(memory.mem(), SIZE, ring.parts(), features).expect("a ring");
+        let position = RingPosition::resume(memory.mem(), &layout, ring.base(0));
+        pair.tx.enabled = true;
+        pair.tx.started = Some(Started {
+            memory: Arc::clone(memory),
+            layout,
+            position: position.expect("its beginning"),
+            kick: None,
+        });
+        Self { pair, ring, chains }
+    }
+
+    /// The driver takes back the last burst, and makes the next one available.
+    pub fn offer(&mut self) {
+        self.ring.completed();
+        for chain in &self.chains {
+            self.ring.add(chain);
+        }
+    }
+
+    /// The device writes it to the tap.
+    pub fn transmit(&mut self) {
+        let before = self.pair.tx_counters.frames;
+        assert_eq!(self.pair.process_tx(), TxEnd::RingEmpty);
+        assert_eq!(self.pair.tx_counters.frames - before, u64::from(FRAMES));
+    }
+}
+
+fn chain(ring: &mut DriverRing<'static>, chains: Chains) -> Vec<Buffer> {
+    let bytes = frame(64, 1);
+    let (header, rest) = bytes.split_at(12);
+    match chains {
+        Chains::Whole => vec![ring.readable(&bytes)],
+        Chains::Parts => vec![ring.readable(header), ring.readable(rest)],
+        Chains::Indirect => {
+            let parts = [ring.readable(header), ring.readable(rest)];
+            vec![ring.indirect(&parts)]
+        }
+    }
+}
