@@ -58,10 +58,10 @@ pub struct Measured {
     pub lost: f64,
     /// Segments that TCP has sent again.
     pub retransmits: u64,
+    /// Bytes of those.
+    pub bytes: f64,
     /// Nanoseconds of CPU that the whole host was busy meanwhile.
     pub cpu_ns: u64,
-    /// How long that took.
-    pub seconds: f64,
     /// How long pings took.
     pub latency: Option<Latency>,
 }
@@ -100,25 +100,17 @@ impl Load {
     /// # Errors
     /// See [`GuestBenchError`].
     pub fn sample(self, address: IpAddr, span: Duration) -> Result<Measured, GuestBenchError> {
-        let (start, busy) = (Instant::now(), cpu::of_machine()?);
-        let measured = match self {
+        match self {
             Self::Tcp { from, streams } => {
                 let streams = streams.to_string();
-                iperf(address, span, from, &["--parallel", &streams])?
+                iperf(address, span, from, &["--parallel", &streams])
             }
-            Self::Udp { from } => iperf(
-                address,
-                span,
-                from,
-                &["--udp", "--bitrate", "0", "--length", "1448"],
-            )?,
-            Self::Ping => ping(address, span)?,
-        };
-        Ok(Measured {
-            cpu_ns: cpu::of_machine()?.saturating_sub(busy),
-            seconds: start.elapsed().as_secs_f64(),
-            ..measured
-        })
+            Self::Udp { from } => {
+                let words = ["--udp", "--bitrate", "0", "--length", "1448"];
+                iperf(address, span, from, &words)
+            }
+            Self::Ping => ping(address, span),
+        }
     }
 }
 
@@ -142,6 +134,7 @@ struct End {
 #[derive(Debug, Deserialize)]
 struct Sum {
     bits_per_second: f64,
+    bytes: f64,
     retransmits: Option<u64>,
     lost_percent: Option<f64>,
 }
@@ -168,9 +161,12 @@ fn iperf(
     command.stdin(Stdio::null());
     let end = Instant::now() + BETWEEN;
     loop {
+        // Of a try that fails nothing is counted.
+        let busy = cpu::of_machine()?;
         let done = command.output()?;
+        let cpu_ns = cpu::of_machine()?.saturating_sub(busy);
         let why = match read(&done.stdout, words.contains(&"--udp")) {
-            Ok(measured) => return Ok(measured),
+            Ok(measured) => return Ok(Measured { cpu_ns, ..measured }),
             Err(why) if why.is_empty() => String::from_utf8_lossy(&done.stderr).trim().to_owned(),
             Err(why) => why,
         };
@@ -203,18 +199,18 @@ fn read(json: &[u8], is_udp: bool) -> Result<Measured, String> {
         sum,
     } = told.end;
     let lost = sum.as_ref().and_then(|it| it.lost_percent).unwrap_or(0.0) / 100.0;
-    let bits_per_second = match (is_udp, sum_received, sum) {
-        (false, Some(received), _) => received.bits_per_second,
+    let (received, arrived) = match (is_udp, sum_received, sum) {
+        (false, Some(received), _) => (received, 1.0),
         // What the receiver has is told as what was sent, and the part of it that was lost.
-        (true, _, Some(sum)) => sum.bits_per_second * (1.0 - lost),
+        (true, _, Some(sum)) => (sum, 1.0 - lost),
         _ => return Err("its report has no sum".to_owned()),
     };
     Ok(Measured {
-        bits_per_second,
+        bits_per_second: received.bits_per_second * arrived,
+        bytes: received.bytes * arrived,
         lost,
         retransmits: sum_sent.and_then(|it| it.retransmits).unwrap_or(0),
         cpu_ns: 0,
-        seconds: 0.0,
         latency: None,
     })
 }
@@ -223,7 +219,7 @@ fn ping(address: IpAddr, span: Duration) -> Result<Measured, GuestBenchError> {
     let mut socket = ping::Pinger::to(address)?;
     let mut times = Times::new();
     let (mut sent, mut lost) = (0u64, 0u64);
-    let start = Instant::now();
+    let (start, busy) = (Instant::now(), cpu::of_machine()?);
     while start.elapsed() < span {
         sent += 1;
         match socket.ask(LOST)? {
@@ -236,10 +232,10 @@ fn ping(address: IpAddr, span: Duration) -> Result<Measured, GuestBenchError> {
     }
     Ok(Measured {
         bits_per_second: 0.0,
+        bytes: 0.0,
         lost: lost as f64 / sent as f64,
         retransmits: 0,
-        cpu_ns: 0,
-        seconds: 0.0,
+        cpu_ns: cpu::of_machine()?.saturating_sub(busy),
         latency: Some(times.latency()),
     })
 }
@@ -250,17 +246,19 @@ mod tests {
 
     #[test]
     fn a_report_of_tcp_is_read() {
-        let json = br#"{"start":{},"end":{"sum_sent":{"bits_per_second":2e9,"retransmits":7},"sum_received":{"bits_per_second":1.9e9}}}"#;
+        let json = br#"{"start":{},"end":{"sum_sent":{"bits_per_second":2e9,"bytes":3e9,"retransmits":7},"sum_received":{"bits_per_second":1.9e9,"bytes":2.9e9}}}"#;
         let measured = read(json, false).unwrap();
         assert_eq!(measured.bits_per_second, 1.9e9);
+        assert_eq!(measured.bytes, 2.9e9);
         assert_eq!(measured.retransmits, 7);
     }
 
     #[test]
     fn of_udp_what_is_lost_does_not_count() {
-        let json = br#"{"end":{"sum":{"bits_per_second":1e9,"lost_percent":25.0}}}"#;
+        let json = br#"{"end":{"sum":{"bits_per_second":1e9,"bytes":4e9,"lost_percent":25.0}}}"#;
         let measured = read(json, true).unwrap();
         assert_eq!(measured.bits_per_second, 0.75e9);
+        assert_eq!(measured.bytes, 3e9);
         assert_eq!(measured.lost, 0.25);
     }
 

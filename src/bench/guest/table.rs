@@ -46,10 +46,7 @@ pub fn print(chapter: &Chapter) {
             ],
             _ => [
                 number(of(&|it| it.bits_per_second / 1e9), 3),
-                number(
-                    of(&|it| 8.0 * it.cpu_ns as f64 / (it.bits_per_second * it.seconds)),
-                    2,
-                ),
+                number(of(&|it| it.cpu_ns as f64 / it.bytes), 2),
                 number(of(&|it| it.retransmits as f64), 0),
                 lost,
                 number(ratio, 2),
