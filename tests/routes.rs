@@ -93,6 +93,7 @@ fn outside(host: &Host) -> Party {
     for net in ["fd00::/8", "2001:db8::/32"] {
         outside.run(&format!("ip route add {net} via 2001:db8:ff::2"));
     }
+    host.netns.settle();
     let ips = ["198.51.100.1", "2001:db8:ff::1"].map(str::to_owned);
     Party::new(outside, &ips)
 }
