@@ -1,7 +1,7 @@
 //! What a run of `scripts/bench` says of the goals that the back-end has, as ratios of that run.
 //!
-//! `cargo bench --bench goals -- FOLDER`. Reads what is there of `results.json` (`ringtap bench --report`) and `guests.json`
-//! (`ringtap bench guest --json`); what was not measured is told as such.
+//! `cargo bench --bench goals -- FOLDER`. Reads what is there of `results.json` (`ringtap bench --report FOLDER`) and
+//! `guests/results.json` (`ringtap bench guest --report FOLDER/guests`); what was not measured is told as such.
 
 use std::fs;
 use std::path::Path;
@@ -33,7 +33,7 @@ fn main() {
     let goals = Backend::read(&folder.join("results.json"))
         .goals()
         .into_iter()
-        .chain(Guests::read(&folder.join("guests.json")).goals());
+        .chain(Guests::read(&folder.join("guests/results.json")).goals());
     println!("| work | ratio | goal | measured | |\n|---|---|---|---|---|");
     for goal in goals {
         println!("{}", goal.row());
@@ -61,10 +61,11 @@ impl Goal {
     }
 }
 
-/// The file's JSON; nothing where there is no such file.
-fn read(path: &Path) -> Value {
+/// The chapters of a run's results; nothing where there is no such file.
+fn chapters(path: &Path) -> Value {
     let text = fs::read_to_string(path).unwrap_or_default();
-    serde_json::from_str(&text).unwrap_or_default()
+    let mut results: Value = serde_json::from_str(&text).unwrap_or_default();
+    results["chapters"].take()
 }
 
 /// The median of a figure of the samples of `name`.
@@ -82,7 +83,7 @@ struct Backend(Value);
 
 impl Backend {
     fn read(path: &Path) -> Self {
-        Self(read(path)["chapters"].take())
+        Self(chapters(path))
     }
 
     fn chapter(&self, work: &str, size: &str) -> &Value {
@@ -155,7 +156,7 @@ struct Guests(Value);
 
 impl Guests {
     fn read(path: &Path) -> Self {
-        Self(read(path))
+        Self(chapters(path))
     }
 
     fn chapter(&self, load: &Value, pairs: u16) -> &Value {
@@ -184,6 +185,16 @@ impl Guests {
                     measured: compared(&load, pairs, &|it| it["bits_per_second"].as_f64()),
                 });
             }
+        }
+        for (from, way) in ways {
+            let load = serde_json::json!({ "paced": { "from": from } });
+            let cpu = |it: &Value| Some(it["cpu_ns"].as_f64()? / it["bytes"].as_f64()?);
+            goals.push(Goal {
+                work: "iperf3",
+                ratio: format!("{way}, 100 kpps, the host's CPU a packet / with QEMU's tap"),
+                bound: Bound::AtMost(1.0),
+                measured: compared(&load, 1, &cpu),
+            });
         }
         for part in ["p50", "p99"] {
             goals.push(Goal {

@@ -85,19 +85,34 @@ fn every_kind_of_work_gives_samples_and_leaves_nothing() {
     is_a_whole_report(&dir.path().join("packed"));
 }
 
-/// A page with all charts and samples, which asks nobody for anything, beside the data and a chart.
+/// A page with all charts and samples beside the data and a chart.
 fn is_a_whole_report(dir: &Path) {
-    let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
-    let page = read("report.html");
+    let page = page(dir);
     assert_eq!(page.matches("<h2>").count(), 7, "{page}");
     assert_eq!(page.matches("every sample").count(), 4 * 3 * 2 + 2 + 2 + 1);
     assert!(page.contains("<polyline") && page.contains("--queue-size 1024"));
-    let asks = ["src=", "href=", "url(", "@import"];
-    assert!(!asks.iter().any(|word| page.contains(word)), "{page}");
+    let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
     let results: Value = serde_json::from_str(&read("results.json")).unwrap();
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     assert_eq!(results["machine"]["kernel"], kernel.trim());
     assert!(read("throughput.svg").contains("tap to guest, 64 B"));
+}
+
+fn is_a_whole_report_of_guests(dir: &Path) {
+    let page = page(dir);
+    assert_eq!(page.matches("every sample").count(), 9);
+    assert!(page.contains("<polyline") && page.contains("vhost=off"));
+    assert!(page.contains("QEMU emulator version") && page.contains("iperf 3"));
+    let chart = fs::read_to_string(dir.join("throughput.svg")).unwrap();
+    assert!(chart.contains("TCP, guest to host; nat, 2 pairs"));
+}
+
+/// The page of a report, which asks nobody for anything.
+fn page(dir: &Path) -> String {
+    let page = fs::read_to_string(dir.join("report.html")).unwrap();
+    let asks = ["src=", "href=", "url(", "@import"];
+    assert!(!asks.iter().any(|word| page.contains(word)), "{page}");
+    page
 }
 
 /// A NIC of ringtap's and one of QEMU's in one guest, and a guest that runs already.
@@ -113,7 +128,9 @@ fn guests_are_measured_by_each_of_their_nics_and_leave_nothing() {
     let netns = Netns::new("bench-guest");
     let before = netns.snapshot();
     let few = "--samples 1 --seconds 1 --json";
-    let words = format!("bench guest --pairs 2 --mode nat --tiny {tiny} {few}");
+    let dir = tempfile::tempdir().unwrap();
+    let report = format!("--report {}", dir.path().display());
+    let words = format!("bench guest --pairs 2 --mode nat --tiny {tiny} {report} {few}");
     let mut command = netns.command(env!("CARGO_BIN_EXE_ringtap"));
     let said = said_by(PATIENCE, command.args(words.split_whitespace()));
     let mut names = vec!["ringtap", "QEMU's tap"];
@@ -121,6 +138,7 @@ fn guests_are_measured_by_each_of_their_nics_and_leave_nothing() {
         names.push("vhost-net");
     }
     all_loads_are_measured(&said.succeeded(), &names);
+    is_a_whole_report_of_guests(dir.path());
     assert_eq!(difference(&before, &netns.snapshot()), "");
     assert_eq!(netns.pids(), [0; 0]);
 
@@ -140,9 +158,10 @@ fn guests_are_measured_by_each_of_their_nics_and_leave_nothing() {
 }
 
 fn all_loads_are_measured(json: &str, names: &[&str]) {
-    let chapters: Vec<Value> = serde_json::from_str(json).unwrap();
-    assert_eq!(chapters.len(), 7, "{json}");
-    for chapter in &chapters {
+    let report: Value = serde_json::from_str(json).unwrap();
+    let chapters = report["chapters"].as_array().unwrap();
+    assert_eq!(chapters.len(), 9, "{json}");
+    for chapter in chapters {
         let subjects = chapter["subjects"].as_array().unwrap();
         let theirs: Vec<&str> = subjects
             .iter()

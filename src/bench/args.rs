@@ -19,6 +19,33 @@ pub enum OtherBench {
     Guest(GuestBench),
 }
 
+/// How samples are taken and told, of whatever is measured.
+#[derive(Debug, Clone, Args)]
+pub struct Sampling {
+    /// How often each is measured
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub samples: u32,
+
+    /// For how long, each time
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0, value_parser = seconds)]
+    seconds: f64,
+
+    /// Print JSON, with every sample, for programs
+    #[arg(long)]
+    pub json: bool,
+
+    /// Write results.json, report.html and throughput.svg into this folder as well
+    #[arg(long, value_name = "FOLDER")]
+    pub report: Option<PathBuf>,
+}
+
+impl Sampling {
+    /// How long a sample is taken.
+    pub fn span(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds)
+    }
+}
+
 /// Arguments of `bench`.
 #[derive(Debug, Clone, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -76,28 +103,16 @@ pub struct BenchCommand {
     #[arg(long, value_name = "N", default_value_t = QueueSize::MAX)]
     pub queue_size: QueueSize,
 
-    /// How often each is measured
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    pub samples: u32,
-
-    /// For how long, each time
-    #[arg(long, value_name = "SECONDS", default_value_t = 2.0, value_parser = seconds)]
-    seconds: f64,
-
-    /// Print JSON, with every sample, for programs
-    #[arg(long)]
-    pub json: bool,
-
-    /// Write results.json, report.html and throughput.svg into this folder as well
-    #[arg(long, value_name = "FOLDER")]
-    pub report: Option<PathBuf>,
+    /// How often, how long, and how it is told.
+    #[command(flatten)]
+    pub sampling: Sampling,
 }
 
 /// A time, in seconds.
 ///
 /// # Errors
 /// What it may be.
-pub fn seconds(text: &str) -> Result<f64, String> {
+fn seconds(text: &str) -> Result<f64, String> {
     let seconds = text.parse().ok().filter(|it| (0.05..=3600.0).contains(it));
     seconds.ok_or_else(|| "0.05 to 3600 seconds".to_owned())
 }
@@ -137,10 +152,5 @@ impl BenchCommand {
             .chain(running)
             .chain(started)
             .collect()
-    }
-
-    /// How long a sample is taken.
-    pub fn span(&self) -> Duration {
-        Duration::from_secs_f64(self.seconds)
     }
 }

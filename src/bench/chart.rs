@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Display, Write};
 
+use super::table::median;
+
 /// Colours of those who take part, in their order; told apart also by who does not see all colours (Okabe and Ito).
 const COLOURS: [&str; 7] = [
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999",
@@ -49,6 +51,26 @@ pub struct Bar {
     pub values: [f64; 3],
     /// The median in words.
     pub text: String,
+}
+
+impl Bar {
+    /// What all samples were; none where there are none.
+    pub fn of(
+        name: &str,
+        colour: usize,
+        samples: impl Iterator<Item = f64> + Clone,
+        text: impl Fn(f64) -> String,
+    ) -> Option<Self> {
+        let median = median(samples.clone())?;
+        let low = samples.clone().fold(f64::INFINITY, f64::min);
+        let high = samples.fold(0.0, f64::max);
+        Some(Self {
+            name: name.to_owned(),
+            colour,
+            values: [low, median, high],
+            text: text(median),
+        })
+    }
 }
 
 /// Bars that have a scale of their own.

@@ -7,43 +7,49 @@
 //!
 //! Each frame tells its number (`pattern`); whatever is lost, doubled, out of order or damaged is counted (`tally`) and makes
 //! the sample void. A `subject` is who is measured, a back-end or a `raw` loop, a `work` what it does, and a `sample` what was measured of that; subjects
-//! take turns (A B A B), so that whatever else happens on the machine happens to all of them, and medians are compared (`report`).
-//! `guest` does the like with guests that exist.
+//! take `turns`, and medians are compared (`report`). `guest` does the like with guests that exist. Both tell their `findings` as a
+//! `table` or a `page` with `chart`s, and in what `setting` they were found.
 
 mod args;
 mod chart;
 mod cpu;
+mod findings;
 mod guest;
 mod html;
 mod link;
 mod memory;
 mod nic;
+mod page;
 mod pattern;
 mod raw;
 mod report;
 mod ring;
 mod sample;
+mod setting;
 mod subject;
+mod table;
 mod tally;
+mod turns;
 mod wire;
 mod work;
 
 use std::io;
 use std::process::ExitCode;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use thiserror::Error;
 
 pub use args::BenchCommand;
 
 use args::OtherBench;
+use findings::Findings;
 use link::LinkError;
 use nic::{NicError, Wish};
 use pattern::{Party, Size};
-use report::{Chapter, Report, Samples};
+use report::{Chapter, Report};
+use setting::{Origin, Setting};
+use subject::Subject;
+use turns::Turns;
 use work::Work;
-
-use crate::report::{causes, print_json};
 
 /// Why there is no sample.
 #[derive(Debug, Error)]
@@ -73,47 +79,24 @@ pub fn run(command: &BenchCommand) -> ExitCode {
     if let Some(OtherBench::Guest(guest)) = &command.other {
         return guest::run(guest);
     }
+    let subjects = command.subjects();
     let matrix = command.matrix();
-    let bar = progress(command, &matrix);
+    let of_each = matrix.iter();
+    let of_each = of_each.map(|(work, ..)| subjects.len() + subject::yardsticks(*work).len());
+    let turns = Turns::new(command.sampling.samples, of_each.sum());
     let chapters = matrix.into_iter();
-    let chapters = chapters.map(|(work, size, pairs)| chapter(command, work, size, pairs, &bar));
-    let report = Report::new(command, chapters.collect());
-    bar.finish_and_clear();
-    if command.json {
-        print_json(&report);
-    } else {
-        report.print();
-    }
-    let written = command.report.as_ref().map(|dir| report.write(dir));
-    if let (Some(dir), Some(Err(error))) = (&command.report, written) {
-        eprintln!(
-            "ringtap: cannot write the report into {}: {error}",
-            dir.display()
-        );
-        return ExitCode::FAILURE;
-    }
-    ExitCode::from(u8::from(report.has_failures()))
+    let chapters = chapters.map(|(work, size, pairs)| chapter(command, work, size, pairs, &turns));
+    let chapters = chapters.collect();
+    drop(turns);
+    let origins = subjects.iter().map(|subject| Origin {
+        name: subject.name(),
+        origin: subject.origin(),
+    });
+    let setting = Setting::of(origins.collect(), &[]);
+    Report { setting, chapters }.tell(&command.sampling)
 }
 
-/// How far the run is, on a terminal.
-fn progress(command: &BenchCommand, matrix: &[(Work, Size, u16)]) -> ProgressBar {
-    let subjects = command.subjects().len();
-    let of_each = matrix
-        .iter()
-        .map(|(work, ..)| subjects + subject::yardsticks(*work).len());
-    let samples = of_each.sum::<usize>() as u64 * u64::from(command.samples);
-    let style =
-        ProgressStyle::with_template("{bar:30} {pos}/{len} samples, {eta} left: {wide_msg}");
-    ProgressBar::new(samples).with_style(style.expect("a template of the bar's own words"))
-}
-
-fn chapter(
-    command: &BenchCommand,
-    work: Work,
-    size: Size,
-    pairs: u16,
-    bar: &ProgressBar,
-) -> Chapter {
+fn chapter(command: &BenchCommand, work: Work, size: Size, pairs: u16, turns: &Turns) -> Chapter {
     let wish = Wish {
         layout: command.ring,
         ring: command.queue_size.get(),
@@ -123,28 +106,15 @@ fn chapter(
     };
     let mut subjects = command.subjects();
     subjects.extend(subject::yardsticks(work));
-    let mut results: Vec<Samples> = subjects
-        .iter()
-        .map(|subject| Samples::none(subject.name()))
-        .collect();
-    for _ in 0..command.samples {
-        for (subject, result) in subjects.iter().zip(&mut results) {
-            bar.set_message(format!("{}, {size}: {}", work.title(), result.name));
-            bar.inc(1);
-            if result.failure.is_some() {
-                continue;
-            }
-            match subject.sample(work, wish, command.span()) {
-                Ok(sample) => result.samples.push(sample),
-                Err(error) => result.failure = Some(causes(&error)),
-            }
-        }
-    }
+    let title = format!("{}, {size}", work.title());
+    let span = command.sampling.span();
     Chapter {
         work,
         size,
         pairs,
         bytes: work.bytes(size),
-        subjects: results,
+        subjects: turns.take(&title, &subjects, Subject::name, |subject| {
+            subject.sample(work, wish, span)
+        }),
     }
 }

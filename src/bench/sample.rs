@@ -30,6 +30,13 @@ pub struct Sample {
     pub latency: Option<Latency>,
 }
 
+impl Sample {
+    /// What was counted, a second.
+    pub fn rate(&self) -> f64 {
+        self.count as f64 / self.seconds
+    }
+}
+
 /// Times of round trips, in nanoseconds.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Latency {

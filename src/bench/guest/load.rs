@@ -19,6 +19,12 @@ const LOST: Duration = Duration::from_secs(1);
 /// For so long iperf3's server may not be ready.
 const BETWEEN: Duration = Duration::from_secs(10);
 
+/// Bytes of a packet of UDP, without headers.
+const UDP_BYTES: u32 = 1448;
+
+/// Packets a second, where that is fixed.
+const PACE: u32 = 100_000;
+
 /// What is sent, and by whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -30,8 +36,13 @@ pub enum Load {
         /// Streams.
         streams: u16,
     },
-    /// UDP as fast as it goes, in packets of 1448 bytes.
+    /// UDP as fast as it goes, in packets of [`UDP_BYTES`].
     Udp {
+        /// Who sends.
+        from: From,
+    },
+    /// UDP, [`PACE`] packets a second, for what they cost.
+    Paced {
         /// Who sends.
         from: From,
     },
@@ -68,7 +79,7 @@ pub struct Measured {
 
 impl Load {
     /// Each kind, with so many streams where there are several.
-    pub fn all(streams: u16) -> [Self; 7] {
+    pub fn all(streams: u16) -> [Self; 9] {
         let tcp = |from, streams| Self::Tcp { from, streams };
         [
             tcp(From::Guest, 1),
@@ -77,6 +88,8 @@ impl Load {
             tcp(From::Host, streams),
             Self::Udp { from: From::Guest },
             Self::Udp { from: From::Host },
+            Self::Paced { from: From::Guest },
+            Self::Paced { from: From::Host },
             Self::Ping,
         ]
     }
@@ -91,6 +104,7 @@ impl Load {
             Self::Tcp { from, streams: 1 } => format!("TCP, {}", way(from)),
             Self::Tcp { from, streams } => format!("TCP, {}, {streams} streams", way(from)),
             Self::Udp { from } => format!("UDP, {}", way(from)),
+            Self::Paced { from } => format!("UDP, {}, {} kpps", way(from), PACE / 1000),
             Self::Ping => "pings".to_owned(),
         }
     }
@@ -105,13 +119,30 @@ impl Load {
                 let streams = streams.to_string();
                 iperf(address, span, from, &["--parallel", &streams])
             }
-            Self::Udp { from } => {
-                let words = ["--udp", "--bitrate", "0", "--length", "1448"];
-                iperf(address, span, from, &words)
-            }
+            Self::Udp { from } => udp(address, span, from, 0),
+            Self::Paced { from } => udp(address, span, from, PACE * UDP_BYTES * 8),
             Self::Ping => ping(address, span),
         }
     }
+}
+
+impl Measured {
+    /// Nanoseconds of the host's CPU for each packet of UDP that has arrived.
+    pub fn cpu_a_packet(&self) -> f64 {
+        self.cpu_ns as f64 * f64::from(UDP_BYTES) / self.bytes
+    }
+}
+
+/// UDP of so many bits a second, or as many as go where that is 0.
+fn udp(
+    address: IpAddr,
+    span: Duration,
+    from: From,
+    bits: u32,
+) -> Result<Measured, GuestBenchError> {
+    let (bits, bytes) = (bits.to_string(), UDP_BYTES.to_string());
+    let words = ["--udp", "--bitrate", &bits, "--length", &bytes];
+    iperf(address, span, from, &words)
 }
 
 /// What of iperf3's report is used.

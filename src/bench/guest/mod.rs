@@ -6,27 +6,34 @@
 
 mod load;
 mod ping;
-mod table;
+mod report;
 mod world;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
 use thiserror::Error;
 
-use super::args::seconds;
+use super::args::Sampling;
+use super::findings::Findings;
 use super::link::LinkError;
+use super::setting::{Origin, Setting};
+use super::turns::Turns;
 use crate::cli::HostArgs;
 use crate::guest::GuestError;
-use crate::report::{causes, print_json};
+use crate::programs::QEMU;
+use crate::report::causes;
 use crate::types::{Name, QueuePairs};
 
-use load::{Load, Measured};
-use world::{Running, World};
+use load::Load;
+use report::{Chapter, Report};
+use world::{Back, World};
+
+/// Who has a part in it besides ringtap.
+const PROGRAMS: [&str; 2] = [QEMU.name, "iperf3"];
 
 /// Arguments of `bench guest`.
 #[derive(Debug, Clone, Args)]
@@ -59,17 +66,9 @@ pub struct GuestBench {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..=128))]
     streams: u16,
 
-    /// How often each is measured
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    samples: u32,
-
-    /// For how long, each time
-    #[arg(long, value_name = "SECONDS", default_value_t = 3.0, value_parser = seconds)]
-    seconds: f64,
-
-    /// Print JSON, with every sample, for programs
-    #[arg(long)]
-    json: bool,
+    /// How often, how long, and how it is told.
+    #[command(flatten)]
+    sampling: Sampling,
 }
 
 /// The modes in which guests and the host reach each other by a bridge.
@@ -136,37 +135,10 @@ pub struct Subject {
     address: IpAddr,
 }
 
-/// What was measured of all of them, by one load.
-#[derive(Debug, Serialize)]
-struct Chapter {
-    /// The mode of their networks, where it is the bench's choice.
-    mode: Option<NetworkMode>,
-    /// Pairs of queues, likewise.
-    pairs: Option<u16>,
-    load: Load,
-    subjects: Vec<Samples>,
-}
-
-/// The samples of one.
-#[derive(Debug, Serialize)]
-struct Samples {
-    name: String,
-    samples: Vec<Measured>,
-    failure: Option<String>,
-}
-
 /// `ringtap bench guest`. Exit code 1 where something could not be measured.
 pub fn run(command: &GuestBench) -> ExitCode {
     match measure(command) {
-        Ok(chapters) => {
-            if command.json {
-                print_json(&chapters);
-            } else {
-                chapters.iter().for_each(table::print);
-            }
-            let mut subjects = chapters.iter().flat_map(|it| &it.subjects);
-            ExitCode::from(u8::from(subjects.any(|it| it.failure.is_some())))
-        }
+        Ok(report) => report.tell(&command.sampling),
         Err(error) => {
             eprintln!("ringtap: {}", causes(&error));
             ExitCode::FAILURE
@@ -174,60 +146,72 @@ pub fn run(command: &GuestBench) -> ExitCode {
     }
 }
 
-fn measure(command: &GuestBench) -> Result<Vec<Chapter>, GuestBenchError> {
-    if !command.guests.is_empty() {
-        let subjects = command.guests.iter();
-        let subjects = subjects.map(|guest| world::running(&command.host, guest));
-        return Ok(chapters(
-            command,
-            &subjects.collect::<Result<Vec<_>, _>>()?,
-            None,
-        ));
+fn measure(command: &GuestBench) -> Result<Report, GuestBenchError> {
+    match command.guests.is_empty() {
+        true => of_worlds(command),
+        false => of_running(command),
     }
-    let mut all = Vec::new();
-    for mode in &command.mode {
-        for pairs in &command.pairs {
-            let world = World::new(&command.tiny, *mode, *pairs)?;
-            let running: Running<'_> = world.start()?;
-            let of = Some((*mode, pairs.get()));
-            all.extend(chapters(command, &running.subjects, of));
-        }
+}
+
+/// Guests that run already.
+fn of_running(command: &GuestBench) -> Result<Report, GuestBenchError> {
+    let subjects = command.guests.iter();
+    let subjects = subjects.map(|guest| world::running(&command.host, guest));
+    let subjects = subjects.collect::<Result<Vec<_>, _>>()?;
+    let origins = subjects.iter().map(|subject| Origin {
+        name: subject.name.clone(),
+        origin: format!("a guest that runs, at {}", subject.address),
+    });
+    let loads = Load::all(command.streams);
+    let turns = Turns::new(command.sampling.samples, subjects.len() * loads.len());
+    let chapters = chapters(command, &turns, &subjects, None);
+    drop(turns);
+    Ok(Report {
+        setting: Setting::of(origins.collect(), &PROGRAMS),
+        chapters,
+    })
+}
+
+/// One of the bench's own, in each mode with each number of pairs.
+fn of_worlds(command: &GuestBench) -> Result<Report, GuestBenchError> {
+    let kinds = command
+        .mode
+        .iter()
+        .flat_map(|mode| command.pairs.iter().map(|pairs| (*mode, *pairs)));
+    let kinds: Vec<(NetworkMode, QueuePairs)> = kinds.collect();
+    let of_each = Back::all().len() * Load::all(command.streams).len();
+    let turns = Turns::new(command.sampling.samples, of_each * kinds.len());
+    let (mut origins, mut all) = (Vec::new(), Vec::new());
+    for (mode, pairs) in kinds {
+        let world = World::new(&command.tiny, mode, pairs)?;
+        let running = world.start()?;
+        origins.extend(world.origins());
+        let of = Some((mode, pairs.get()));
+        all.extend(chapters(command, &turns, &running.subjects, of));
     }
-    Ok(all)
+    drop(turns);
+    Ok(Report {
+        setting: Setting::of(origins, &PROGRAMS),
+        chapters: all,
+    })
 }
 
 /// Each kind of load, of all subjects in turn.
 fn chapters(
     command: &GuestBench,
+    turns: &Turns,
     subjects: &[Subject],
     of: Option<(NetworkMode, u16)>,
 ) -> Vec<Chapter> {
-    let span = Duration::from_secs_f64(command.seconds);
-    let loads = Load::all(command.streams).into_iter();
-    let chapter = |load: Load| {
-        let none = |subject: &Subject| Samples {
-            name: subject.name.clone(),
-            samples: Vec::new(),
-            failure: None,
-        };
-        let mut results: Vec<Samples> = subjects.iter().map(none).collect();
-        for _ in 0..command.samples {
-            for (subject, result) in subjects.iter().zip(&mut results) {
-                if result.failure.is_some() {
-                    continue;
-                }
-                match load.sample(subject.address, span) {
-                    Ok(measured) => result.samples.push(measured),
-                    Err(error) => result.failure = Some(causes(&error)),
-                }
-            }
-        }
-        Chapter {
-            mode: of.map(|(mode, _)| mode),
-            pairs: of.map(|(_, pairs)| pairs),
-            load,
-            subjects: results,
-        }
+    let span = command.sampling.span();
+    let name = |subject: &Subject| subject.name.clone();
+    let chapter = |load: Load| Chapter {
+        mode: of.map(|(mode, _)| mode),
+        pairs: of.map(|(_, pairs)| pairs),
+        load,
+        subjects: turns.take(&load.title(), subjects, name, |subject| {
+            load.sample(subject.address, span)
+        }),
     };
-    loads.map(chapter).collect()
+    Load::all(command.streams).map(chapter).into()
 }

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use super::ping::Pinger;
 use super::{GuestBenchError, NetworkMode, Subject};
 use crate::bench::link;
+use crate::bench::setting::Origin;
 use crate::cli::HostArgs;
 use crate::guest::nics_have_vectors;
 use crate::types::{IfName, Name, QueuePairs};
@@ -29,13 +30,21 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Whose a NIC of the bench's guest is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Back {
+pub enum Back {
     Ringtap,
     Tap,
     Vhost,
 }
 
 impl Back {
+    /// Those that this host has.
+    pub fn all() -> Vec<Self> {
+        match Path::new(VHOST_NET).exists() {
+            true => vec![Self::Ringtap, Self::Tap, Self::Vhost],
+            false => vec![Self::Ringtap, Self::Tap],
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Ringtap => "ringtap",
@@ -78,6 +87,7 @@ impl Back {
 pub struct World {
     dir: TempDir,
     backs: Vec<Back>,
+    origins: Vec<Origin>,
 }
 
 impl World {
@@ -86,17 +96,17 @@ impl World {
     /// # Errors
     /// The guest's files are not there, or there is no room.
     pub fn new(tiny: &Path, mode: NetworkMode, pairs: QueuePairs) -> Result<Self, GuestBenchError> {
-        let backs = match Path::new(VHOST_NET).exists() {
-            true => vec![Back::Ringtap, Back::Tap, Back::Vhost],
-            false => vec![Back::Ringtap, Back::Tap],
+        let backs = Back::all();
+        let has_vectors = nics_have_vectors()?;
+        let text = file(&Tiny::find(tiny)?, &backs, mode, pairs, has_vectors);
+        let origin = |back: &Back| Origin {
+            name: format!("{}, {}, pairs: {pairs}", back.name(), mode.word()),
+            origin: match back {
+                Back::Ringtap => nic(pairs),
+                Back::Tap | Back::Vhost => qemu_args(*back, pairs, has_vectors).join(" "),
+            },
         };
-        let text = file(
-            &Tiny::find(tiny)?,
-            &backs,
-            mode,
-            pairs,
-            nics_have_vectors()?,
-        );
+        let origins = backs.iter().map(origin).collect();
         // dnsmasq, which is not root, reads its files below.
         let open = fs::Permissions::from_mode(0o755);
         let dir = tempfile::Builder::new()
@@ -104,7 +114,16 @@ impl World {
             .permissions(open)
             .tempdir()?;
         fs::write(dir.path().join("ringtap.toml"), text)?;
-        Ok(Self { dir, backs })
+        Ok(Self {
+            dir,
+            backs,
+            origins,
+        })
+    }
+
+    /// What its NICs are.
+    pub fn origins(&self) -> Vec<Origin> {
+        self.origins.clone()
     }
 
     /// Makes the networks, starts the guest, and waits until it answers by each of its NICs.
@@ -201,20 +220,24 @@ fn file(
     let qemu_args: Vec<String> = nics
         .flat_map(|back| qemu_args(*back, pairs, has_vectors))
         .collect();
-    let ours = Back::Ringtap;
     // Who makes a tap is root.
     text += &format!(
         "[guests.bench]\nuser = \"root\"\ncpus = {cpus}\nmemory = \"512M\"\n\
          kernel = {kernel:?}\ninitrd = {initrd:?}\nappend = \"{append} ringtap.iperf3\"\nqemu-args = {qemu_args:?}\n\
-         nics = [{{ network = {network:?}, ip = \"{address}\", queue-pairs = {pairs} }}]\n",
+         nics = [{nic}]\n",
+        nic = nic(pairs),
         cpus = pairs.get(),
         kernel = tiny.kernel,
         initrd = tiny.initrd,
         append = tiny.append.trim(),
-        network = ours.network(),
-        address = ours.address(),
     );
     text
+}
+
+/// ringtap's own, as the file has it.
+fn nic(pairs: QueuePairs) -> String {
+    let (network, address) = (Back::Ringtap.network(), Back::Ringtap.address());
+    format!("{{ network = {network:?}, ip = \"{address}\", queue-pairs = {pairs} }}")
 }
 
 /// A NIC that QEMU moves frames for, or has the kernel do it; with queues of the usual length, as ringtap's are.
