@@ -47,16 +47,19 @@ fn every_kind_of_work_gives_samples_and_leaves_nothing() {
     let netns = Netns::new("bench");
     let before = netns.snapshot();
     let dir = tempfile::tempdir().unwrap();
-    for ring in ["split", "packed"] {
+    // Seven works, three sizes, one pair or two; but connections have frames of their own, an idle guest has none, and who
+    // asks one by one does so by short frames of one pair.
+    for (ring, pairs, works) in [
+        ("split", "1,2", 4 * 3 * 2 + 2 + 2 + 1),
+        ("packed", "1", 4 * 3 + 3),
+    ] {
         let report = dir.path().join(ring);
         let words = format!(
-            "--samples 1 --size 64,imix,64k --pairs 1,2 --ring {ring} --report {}",
+            "--samples 1 --size 64,imix,64k --pairs {pairs} --ring {ring} --report {}",
             report.display()
         );
         let chapters = chapters(bench(&netns, &words));
-        // Seven works, three sizes, one pair or two; but connections have frames of their own, an idle guest has none, and who
-        // asks one by one does so by short frames of one pair.
-        assert_eq!(chapters.len(), 4 * 3 * 2 + 2 + 2 + 1);
+        assert_eq!(chapters.len(), works);
         for chapter in &chapters {
             let what = format!(
                 "{ring} {} {} {}",
@@ -82,7 +85,7 @@ fn every_kind_of_work_gives_samples_and_leaves_nothing() {
     }
     assert_eq!(difference(&before, &netns.snapshot()), "");
     assert_eq!(netns.pids(), [0; 0]);
-    is_a_whole_report(&dir.path().join("packed"));
+    is_a_whole_report(&dir.path().join("split"));
 }
 
 /// A page with all charts and samples beside the data and a chart.

@@ -56,6 +56,7 @@ fn with_all_that_is_offered() {
 
 /// With MSI-X, which older ones can't have under TCG.
 #[test]
+#[ignore = "in full runs: scripts/test --full"]
 fn with_all_that_is_offered_under_qemu_10() {
     prove_with(Qemu::Ten, &[], 0);
 }
@@ -98,6 +99,7 @@ fn a_legacy_device_with_a_short_header() {
 }
 
 #[test]
+#[ignore = "in full runs: scripts/test --full"]
 fn a_legacy_device_with_mergeable_buffers() {
     prove(&["disable-modern=on", "disable-legacy=off"], VERSION_1);
 }
@@ -127,16 +129,19 @@ fn packed_rings_without_mergeable_buffers() {
 }
 
 #[test]
+#[ignore = "in full runs: scripts/test --full"]
 fn packed_rings_without_mergeable_buffers_under_qemu_10() {
     prove_with(Qemu::Ten, &["packed=on", "mrg_rxbuf=off"], MRG_RXBUF);
 }
 
 #[test]
+#[ignore = "in full runs: scripts/test --full"]
 fn packed_rings_without_event_idx() {
     prove(&["packed=on", "event_idx=off"], EVENT_IDX);
 }
 
 #[test]
+#[ignore = "in full runs: scripts/test --full"]
 fn packed_rings_without_event_idx_under_qemu_10() {
     prove_with(Qemu::Ten, &["packed=on", "event_idx=off"], EVENT_IDX);
 }

@@ -156,12 +156,12 @@ fn faults_on_the_way_down(stride: usize) {
 
 #[test]
 fn some_faults_on_the_way_up_leave_nothing() {
-    faults_on_the_way_up(16);
+    faults_on_the_way_up(32);
 }
 
 #[test]
 fn some_faults_on_the_way_down_leave_nothing() {
-    faults_on_the_way_down(12);
+    faults_on_the_way_down(24);
 }
 
 #[test]

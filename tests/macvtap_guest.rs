@@ -65,11 +65,13 @@ fn bridge() {
 }
 
 #[test]
+#[ignore = "in full runs: scripts/test --full"]
 fn vepa() {
     alone_on("vepa");
 }
 
 #[test]
+#[ignore = "in full runs: scripts/test --full"]
 fn private() {
     alone_on("private");
 }
