@@ -5,19 +5,24 @@
 
 mod support;
 
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use ringtap::backend::chain::BadChain;
 use ringtap::backend::features::Features;
+use ringtap::backend::guard::{Guard, Reason};
 use ringtap::backend::memory::GuestMemory;
 use ringtap::backend::queue_pair::{BURST, FrameFormat, QueuePair, RxEnd, TxEnd};
 use ringtap::backend::ring::{RingLayout, RingPosition};
 use ringtap::backend::vring::{Notifier, Started, Vring};
 use ringtap::tap::{HeaderLen, TapQueue};
+use support::claims::{Claim, POLICY, forged, honest, ipv4, source_of, udp};
 use support::driver::*;
 use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes, GuestAddress};
 
 const EVENT_IDX: u64 = 1 << 29;
 const INDIRECT_DESC: u64 = 1 << 28;
@@ -210,6 +215,9 @@ on_both_kinds! {
     with_event_idx_kicks_are_asked_for_at_the_drivers_index
     without_event_idx_kicks_are_off_while_there_is_work
     frames_over_the_mtu_are_dropped_and_counted_both_ways
+    what_the_guard_refuses_reaches_nobody_and_all_else_does
+    a_guarded_frame_may_be_cut_anywhere
+    a_frame_that_changes_while_it_is_looked_at_is_what_was_looked_at
 }
 
 // Transmit
@@ -769,4 +777,128 @@ fn without_event_idx_kicks_are_off_while_there_is_work(kind: Kind) {
     assert!(!world.tx.kicks_wanted());
     assert_eq!(world.pair.process_tx(), TxEnd::RingEmpty);
     assert!(world.tx.kicks_wanted());
+}
+
+// The guard
+
+fn guarded<'m>(memory: &'m Arc<GuestMemory>, kind: Kind, words: &str) -> World<'m> {
+    let mut world = World::new(memory, &plain(kind));
+    let guard = Guard::new(words.parse().unwrap(), 1).remove(0);
+    world.pair.set_guard(guard).unwrap();
+    world
+}
+
+/// Header and all, as the guest puts it into its ring.
+fn whole(claim: &Claim) -> Vec<u8> {
+    [&claim.header[..], &[0, 0], &claim.frame].concat()
+}
+
+fn what_the_guard_refuses_reaches_nobody_and_all_else_does(kind: Kind) {
+    let (memory, _) = guest_memory();
+    let mut world = guarded(&memory, kind, POLICY);
+    let (honest, forged) = (honest(), forged());
+    let mut forged_ones = forged.iter();
+    for good in &honest {
+        let bad: Vec<_> = forged_ones.by_ref().take(3).collect();
+        for (claim, _) in &bad {
+            world.transmit(&whole(claim));
+        }
+        world.transmit(&whole(good));
+        assert_eq!(world.pair.process_tx(), TxEnd::RingEmpty);
+        assert_eq!(world.tx.completed().len(), bad.len() + 1);
+        assert_eq!(world.host.receive(), Some(whole(good)), "{}", good.name);
+        assert_eq!(world.host.receive(), None, "{bad:?}", bad = good.name);
+        if let Some((claim, reason)) = bad.last() {
+            let refused = world.pair.refused();
+            let last = refused.last().next().unwrap();
+            assert_eq!(last.reason, *reason, "{}", claim.name);
+            assert!(claim.frame.starts_with(&last.head) && last.head.len() >= 14);
+        }
+    }
+    assert_eq!(forged_ones.len(), 0);
+    let refused = world.pair.refused();
+    for reason in Reason::ALL {
+        let count = forged.iter().filter(|(_, why)| *why == reason).count();
+        assert_eq!(refused.of(reason), count as u64, "{reason}");
+        assert!(count > 0, "{reason}");
+    }
+    assert_eq!(world.pair.tx_counters.refused, forged.len() as u64);
+    assert_eq!(world.pair.tx_counters.frames, honest.len() as u64);
+}
+
+fn a_guarded_frame_may_be_cut_anywhere(kind: Kind) {
+    let (memory, _) = guest_memory();
+    let mut world = guarded(&memory, kind, POLICY);
+    let long = whole(&Claim {
+        name: "long",
+        header: [0; 10],
+        frame: ipv4([10, 0, 0, 5], 17, &udp(1, 2, &[5; 1400])),
+    });
+    for cuts in [
+        [12, 26],
+        [1, 2],
+        [5, 192],
+        [191, 193],
+        [192, 1000],
+        [300, 301],
+    ] {
+        let parts = [&long[..cuts[0]], &long[cuts[0]..cuts[1]], &long[cuts[1]..]];
+        let buffers = parts.map(|part| world.tx.readable(part));
+        world.tx.add(&buffers);
+        assert_eq!(world.pair.process_tx(), TxEnd::RingEmpty);
+        assert_eq!(world.host.receive().as_ref(), Some(&long), "{cuts:?}");
+    }
+    assert_eq!(world.pair.tx_counters.refused, 0);
+}
+
+/// The guest's other CPU writes the neighbour's address and its own in turn. Each frame that comes out has one that was allowed.
+fn a_frame_that_changes_while_it_is_looked_at_is_what_was_looked_at(kind: Kind) {
+    let (memory, _) = guest_memory();
+    let mut world = guarded(&memory, kind, POLICY);
+    let claim = |source| Claim {
+        name: "changing",
+        header: [0; 10],
+        frame: ipv4(source, 17, &udp(1, 2, b"")),
+    };
+    let bytes = whole(&claim([10, 0, 0, 5]));
+    let buffers: Vec<Buffer> = (0..BURST).map(|_| world.tx.readable(&bytes)).collect();
+    let last_byte = |buffer: &Buffer| GuestAddress(buffer.addr + 12 + 29);
+    let over = AtomicBool::new(false);
+    /// Ends the other thread also where this one panics, or nobody would end.
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    std::thread::scope(|scope| {
+        let _over = Over(&over);
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                for last in [6u8, 5] {
+                    for buffer in &buffers {
+                        memory.mem().write_obj(last, last_byte(buffer)).unwrap();
+                    }
+                }
+            }
+        });
+        let (mut passed, mut rounds) = (0, 0);
+        while (passed < 500 || world.pair.tx_counters.refused < 500) && rounds < 100_000 {
+            rounds += 1;
+            for buffer in &buffers {
+                world.tx.add(&[*buffer]);
+            }
+            while world.pair.process_tx() != TxEnd::RingEmpty {}
+            world.tx.completed();
+            while let Some(frame) = world.host.receive() {
+                passed += 1;
+                assert_eq!(source_of(&frame[12..]), Ipv4Addr::new(10, 0, 0, 5));
+            }
+        }
+        let refused = world.pair.tx_counters.refused;
+        assert!(
+            passed >= 500 && refused >= 500,
+            "{passed} passed, {refused} not"
+        );
+    });
 }

@@ -11,6 +11,7 @@ use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches};
 
 use super::features::Extra;
+use super::guard::Policy;
 use super::stats::StatsAddr;
 use crate::types::{IfName, Mtu, QueuePairs, QueueSize, RateLimit};
 
@@ -68,6 +69,8 @@ pub struct BackendArgs {
     pub tx_rate: Option<RateLimit>,
     /// Where counters are served.
     pub stats: Option<StatsAddr>,
+    /// What the guest may claim of itself; anything where `None`.
+    pub guard: Option<Policy>,
     /// What is offered beyond the usual.
     pub offer: Vec<Extra>,
 }
@@ -85,6 +88,7 @@ impl BackendArgs {
             rx_rate: None,
             tx_rate: None,
             stats: None,
+            guard: None,
             offer: Vec::new(),
         }
     }
@@ -117,6 +121,7 @@ impl BackendArgs {
             ("--rx-rate", self.rx_rate.map(|rate| rate.to_string())),
             ("--tx-rate", self.tx_rate.map(|rate| rate.to_string())),
             ("--stats", self.stats.as_ref().map(ToString::to_string)),
+            ("--guard", self.guard.as_ref().map(ToString::to_string)),
         ];
         for (name, value) in given {
             if let Some(value) = value {
@@ -223,6 +228,11 @@ struct Flags {
     #[arg(long, value_name = "ADDR")]
     stats: Option<StatsAddr>,
 
+    /// Refuse frames that claim what the guest has no right to: mac=MAC, ip, ip=ADDRESS[/PREFIX], not=ADDRESS, services, vlan,
+    /// vlan=ID, only-ip
+    #[arg(long, value_name = "WORD[,WORD]")]
+    guard: Option<Policy>,
+
     /// Offer what harms some front-ends: config (QEMU warns), ring-reset (QEMU's guests lose their network when they use it)
     #[arg(long, value_name = "FEATURE[,FEATURE]", value_delimiter = ',')]
     offer: Vec<Extra>,
@@ -272,6 +282,7 @@ impl Flags {
             rx_rate: self.rx_rate,
             tx_rate: self.tx_rate,
             stats: self.stats,
+            guard: self.guard,
             offer: self.offer,
         })))
     }
@@ -384,6 +395,11 @@ mod tests {
             rx_rate: Some("100mbit,50kpps,burst=64kb,burst=100p".parse().unwrap()),
             tx_rate: Some("999999bit".parse().unwrap()),
             stats: Some("127.0.0.1:9100".parse().unwrap()),
+            guard: Some(
+                "mac=52:54:00:00:00:01,ip,ip=192.0.2.5/32,ip=fd00::/64,not=fd00::1,services,vlan,vlan=7,only-ip"
+                    .parse()
+                    .unwrap(),
+            ),
             offer: vec![Extra::Config, Extra::RingReset],
             ..BackendArgs::new(Endpoint::Inherited(3), HostLink::TapFds(vec![9, 8, 7, 6]))
         });
@@ -427,6 +443,7 @@ mod tests {
             (format!("{here} --tap t0 --mtu 100"), "1280 to 65521"),
             (format!("{here} --tap t0 --poll-us x"), "--poll-us"),
             (format!("{here} --tap t0 --tx-rate fast"), "100mbit"),
+            (format!("{here} --tap t0 --guard mac=x"), "not=ADDRESS"),
             (format!("{here} --tap t0 --offer mq"), "config, ring-reset"),
             (
                 format!("{here} --tap t0 --stats 192.0.2.1:9100"),

@@ -38,6 +38,8 @@ pub struct Counters {
     pub dropped: u64,
     /// Frames dropped since they were larger than the MTU.
     pub over_mtu: u64,
+    /// Frames that the guard has refused.
+    pub refused: u64,
     /// Frames of a disabled transmitq, consumed and dropped.
     pub disabled: u64,
     /// Chains given back unused.
@@ -59,7 +61,12 @@ pub struct Counters {
 impl Counters {
     /// Chains and frames that were dealt with in any way.
     pub fn taken(&self) -> u64 {
-        self.frames + self.dropped + self.over_mtu + self.disabled + self.bad_chains.total()
+        self.frames
+            + self.dropped
+            + self.over_mtu
+            + self.refused
+            + self.disabled
+            + self.bad_chains.total()
     }
 }
 
@@ -67,13 +74,14 @@ impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "frames {} bytes {} gso {} dropped {} over_mtu {} disabled {} bad_chains {} bad_index {} kicks {} \
+            "frames {} bytes {} gso {} dropped {} over_mtu {} refused {} disabled {} bad_chains {} bad_index {} kicks {} \
              calls {} spins {} syscalls {} throttled {}",
             self.frames,
             self.bytes,
             self.gso_frames,
             self.dropped,
             self.over_mtu,
+            self.refused,
             self.disabled,
             self.bad_chains.total(),
             self.bad_index,

@@ -15,6 +15,7 @@ pub mod config_space;
 pub mod counters;
 pub mod dirty_log;
 pub mod features;
+pub mod guard;
 pub mod heard;
 pub mod memory;
 pub mod message;

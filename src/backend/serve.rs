@@ -14,6 +14,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::args::{BackendArgs, BackendCommand, Endpoint, HostLink};
 use super::capabilities::capabilities;
+use super::guard::Guard;
 use super::message::Connection;
 use super::queue_pair::QueuePair;
 use super::rate::{Limiter, Pacer};
@@ -144,12 +145,17 @@ fn start_workers(queues: Vec<TapQueue>, args: &BackendArgs) -> Result<Vec<Worker
     let (rx, tx) = (limiter(args.rx_rate), limiter(args.tx_rate));
     let pacer = |limiter: &Option<Arc<Limiter>>| limiter.clone().map(Pacer::new).transpose();
     let poll = Duration::from_micros(args.poll_us.into());
+    let guards = args.guard.clone();
+    let mut guards = guards.map(|policy| Guard::new(policy, queues.len()).into_iter());
     let mut workers = Vec::with_capacity(queues.len());
     for (index, mut queue) in queues.into_iter().enumerate() {
         queue.set_attached(false)?; // until a front-end enables the pair
         let mut pair = QueuePair::new(queue)?;
         pair.rx_pacer = pacer(&rx)?;
         pair.tx_pacer = pacer(&tx)?;
+        if let Some(guard) = guards.as_mut().and_then(Iterator::next) {
+            pair.set_guard(guard)?;
+        }
         workers.push(Worker::spawn(format!("pair{index}"), pair, poll)?);
     }
     Ok(workers)

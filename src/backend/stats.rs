@@ -24,6 +24,7 @@ use thiserror::Error;
 
 use super::chain::BadChain;
 use super::counters::Counters;
+use super::guard::Reason;
 use super::socket::{Socket, SocketError};
 use super::worker::Report;
 use crate::types::InvalidValue;
@@ -305,6 +306,9 @@ const METRICS: &[Metric] = &[
 /// What tells an address of the guest, as the label `address`.
 pub const GUEST_ADDRESS: &str = "ringtap_guest_address";
 
+/// What counts a guest's refused frames, by the label `reason`.
+const GUEST_REFUSED: &str = "ringtap_refused_total";
+
 /// Why frames were dropped, as the label `reason`, and where they are counted.
 type Drop = (&'static str, fn(&Counters) -> u64);
 
@@ -332,6 +336,7 @@ pub fn render(tap: &str, pairs: &[Report]) -> String {
     for (reason, value) in DROPS {
         text.lines("dropped", &format!(",reason=\"{reason}\""), value);
     }
+    text.refused();
     text.head(
         "bad_chains",
         "Descriptor chains given back unused, by kind.",
@@ -366,6 +371,24 @@ impl Exposition<'_> {
                     "ringtap_{name}_total{{tap=\"{}\",pair=\"{pair}\",queue=\"{queue}\"{label}}} {}",
                     self.tap,
                     value(counters)
+                );
+            }
+        }
+    }
+
+    /// A line for every reason for which the guard of a transmitq refuses frames.
+    fn refused(&mut self) {
+        self.head(
+            "refused",
+            "Frames that claim what the guest has no right to.",
+        );
+        for (pair, report) in self.pairs.iter().enumerate() {
+            for reason in Reason::ALL {
+                let _ = writeln!(
+                    self.text,
+                    "{GUEST_REFUSED}{{tap=\"{}\",pair=\"{pair}\",queue=\"transmitq\",reason=\"{reason}\"}} {}",
+                    self.tap,
+                    report.refused.of(reason)
                 );
             }
         }
@@ -452,7 +475,13 @@ mod tests {
         };
         let mut heard = Heard::default();
         heard.remember("192.0.2.5".parse().unwrap());
-        let text = render("t\"0", &[Report { rx, tx, heard }, Default::default()]);
+        let report = Report {
+            rx,
+            tx,
+            heard,
+            ..Report::default()
+        };
+        let text = render("t\"0", &[report, Default::default()]);
         for line in [
             "# TYPE ringtap_frames_total counter",
             r#"ringtap_frames_total{tap="t\"0",pair="0",queue="receiveq"} 7"#,
@@ -462,6 +491,7 @@ mod tests {
             r#"ringtap_dropped_total{tap="t\"0",pair="0",queue="receiveq",reason="not_taken"} 2"#,
             r#"ringtap_dropped_total{tap="t\"0",pair="0",queue="transmitq",reason="disabled"} 3"#,
             r#"ringtap_bad_chains_total{tap="t\"0",pair="0",queue="receiveq",kind="size"} 1"#,
+            r#"ringtap_refused_total{tap="t\"0",pair="1",queue="transmitq",reason="vlan"} 0"#,
             r#"ringtap_guest_address{tap="t\"0",address="192.0.2.5"} 1"#,
         ] {
             assert!(text.lines().any(|other| other == line), "{line}\n{text}");
@@ -469,7 +499,7 @@ mod tests {
         let samples = text.lines().filter(|line| !line.starts_with('#')).count();
         assert_eq!(
             samples,
-            4 * (METRICS.len() + DROPS.len() + BadChain::ALL.len()) + 1
+            4 * (METRICS.len() + DROPS.len() + BadChain::ALL.len()) + 2 * Reason::ALL.len() + 1
         );
     }
 

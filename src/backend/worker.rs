@@ -27,6 +27,7 @@ use event_manager::{
 use thiserror::Error;
 
 use super::counters::Counters;
+use super::guard::Refused;
 use super::heard::Heard;
 use super::queue_pair::{FrameFormat, QueuePair, RxEnd, Side, TxEnd};
 use super::rate::Pacer;
@@ -63,6 +64,8 @@ pub struct Report {
     pub tx: Counters,
     /// Who the guest says it is.
     pub heard: Heard,
+    /// Who it has said it is and may not.
+    pub refused: Refused,
 }
 
 /// A queue pair at work in its own thread; ends with this value.
@@ -185,6 +188,7 @@ impl Worker {
             rx: pair_loop.pair.rx_counters,
             tx: pair_loop.pair.tx_counters,
             heard: pair_loop.pair.heard.clone(),
+            refused: pair_loop.pair.refused(),
         })
     }
 

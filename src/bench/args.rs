@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use super::guest::GuestBench;
 use super::pattern::Size;
 use super::ring::Layout;
-use super::subject::{Named, Running, Subject};
+use super::subject::{Named, Own, Running, Subject};
 use super::work::Work;
 use crate::types::{IfName, QueuePairs, QueueSize};
 
@@ -76,6 +76,10 @@ pub struct BenchCommand {
     #[arg(long, value_name = "MICROSECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     poll_us: Vec<u32>,
 
+    /// ringtap's own as well, with a guard that looks at what its guest claims
+    #[arg(long)]
+    guarded: bool,
+
     /// What is done: tx, from the guest, rx, to it, both at once, vm, to another guest, churn,
     /// TCP connections to another guest, rr, there and back one by one,
     /// idle, nothing [default: each]
@@ -140,15 +144,20 @@ impl BenchCommand {
     /// Who takes part, the one in question first, but for yardsticks.
     pub fn subjects(&self) -> Vec<Subject> {
         let first = Running::of_sockets(&self.socket, self.tap.clone());
-        let first = first.map_or(Subject::Ringtap { poll_us: 0 }, Subject::Running);
-        let polling = self
-            .poll_us
-            .iter()
-            .map(|it| Subject::Ringtap { poll_us: *it });
+        let first = first.map_or(Subject::Ringtap(Own::default()), Subject::Running);
+        let polling = self.poll_us.iter().map(|poll_us| Own {
+            poll_us: *poll_us,
+            ..Own::default()
+        });
+        let guarded = self.guarded.then_some(Own {
+            guarded: true,
+            ..Own::default()
+        });
+        let own = polling.chain(guarded).map(Subject::Ringtap);
         let running = self.vs.iter().map(Running::of_named).map(Subject::Running);
         let started = self.vs_run.iter().cloned().map(Subject::Started);
         std::iter::once(first)
-            .chain(polling)
+            .chain(own)
             .chain(running)
             .chain(started)
             .collect()

@@ -162,11 +162,13 @@ impl Party {
         }
     }
 
-    fn mac(self) -> [u8; 6] {
+    /// Its Ethernet address.
+    pub fn mac(self) -> [u8; 6] {
         [2, 0x72, 0x74, 0, 0, self.0]
     }
 
-    fn ip(self) -> [u8; 4] {
+    /// Its IPv4 address.
+    pub fn ip(self) -> [u8; 4] {
         [192, 0, 2, self.0]
     }
 }

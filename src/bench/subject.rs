@@ -1,6 +1,7 @@
 //! What is measured: a back-end, or a loop of the bench's own that tells what the kernel allows.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,8 +19,9 @@ use super::pattern::Party;
 use super::raw::{Buffers, Yardstick};
 use super::sample::Sample;
 use super::work::{self, Work};
+use crate::backend::guard::Policy;
 use crate::backend::{BackendArgs, Endpoint, HostLink};
-use crate::types::{IfName, QueuePairs};
+use crate::types::{IfName, MacAddr, QueuePairs};
 
 /// The links of all that the bench starts by itself.
 const TAPS: [&str; 2] = ["rt-bench", "rt-bench-peer"];
@@ -49,17 +51,46 @@ impl FromStr for Named {
 /// Who takes part.
 #[derive(Debug, Clone)]
 pub enum Subject {
-    /// ringtap's own back-end, started for each sample, which looks for so many microseconds before it sleeps.
-    Ringtap {
-        /// As `backend --poll-us` has it.
-        poll_us: u32,
-    },
+    /// ringtap's own back-end, started for each sample.
+    Ringtap(Own),
     /// One that a command starts for each sample.
     Started(Named),
     /// One that runs.
     Running(Running),
     /// A loop on a tap.
     Raw(Yardstick),
+}
+
+/// What ringtap's own back-end is told.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Own {
+    /// As `backend --poll-us` has it.
+    pub poll_us: u32,
+    /// Whether it looks at what its guest claims.
+    pub guarded: bool,
+}
+
+impl Own {
+    /// The arguments of one that serves this guest.
+    fn args(self, endpoint: Endpoint, tap: IfName, guest: Party) -> BackendArgs {
+        BackendArgs {
+            poll_us: self.poll_us,
+            guard: self.guarded.then(|| guard_of(guest)),
+            ..BackendArgs::new(endpoint, HostLink::Tap(tap))
+        }
+    }
+}
+
+/// What a launcher would let a guest claim.
+fn guard_of(guest: Party) -> Policy {
+    Policy {
+        mac: MacAddr::from_octets(&guest.mac()),
+        addresses: Some(vec![IpAddr::from(guest.ip()).into()]),
+        others: Vec::new(),
+        no_services: true,
+        vlans: Some(BTreeSet::new()),
+        only_ip: true,
+    }
 }
 
 /// A back-end that somebody else has started.
@@ -114,8 +145,13 @@ impl Subject {
     /// As reports have it.
     pub fn name(&self) -> String {
         match self {
-            Self::Ringtap { poll_us: 0 } => "ringtap".to_owned(),
-            Self::Ringtap { poll_us } => format!("ringtap, {poll_us} us"),
+            Self::Ringtap(Own { poll_us, guarded }) => {
+                let guarded = guarded.then_some(", guarded").unwrap_or_default();
+                match poll_us {
+                    0 => format!("ringtap{guarded}"),
+                    _ => format!("ringtap, {poll_us} us{guarded}"),
+                }
+            }
             Self::Started(Named { name, .. }) | Self::Running(Running { name, .. }) => name.clone(),
             Self::Raw(Yardstick::Writes(Buffers::Hot)) => "raw loop, hot".to_owned(),
             Self::Raw(_) => "raw loop, cold".to_owned(),
@@ -125,11 +161,9 @@ impl Subject {
     /// What starts it, if anything does; how it is found otherwise.
     pub fn origin(&self) -> String {
         match self {
-            Self::Ringtap { poll_us } => {
-                let link = HostLink::Tap(tap_name(0));
-                let mut args = BackendArgs::new(Endpoint::Listen("$SOCKET".into()), link);
-                args.poll_us = *poll_us;
-                let argv = args.to_argv();
+            Self::Ringtap(own) => {
+                let endpoint = Endpoint::Listen("$SOCKET".into());
+                let argv = own.args(endpoint, tap_name(0), Party::GUEST).to_argv();
                 let words = argv.iter().map(|word| word.to_string_lossy());
                 format!("ringtap {}", words.collect::<Vec<_>>().join(" "))
             }
@@ -157,9 +191,9 @@ impl Subject {
 
     fn with_host(&self, work: Work, wish: Wish, span: Duration) -> Result<Sample, WorkError> {
         match self {
-            Self::Ringtap { poll_us } => {
+            Self::Ringtap(own) => {
                 let tap = BenchTap::make(tap_name(0))?;
-                let back_end = BackEnd::own(tap.name(), wish, *poll_us)?;
+                let back_end = BackEnd::own(tap.name(), wish, *own, Party::GUEST)?;
                 drive(&back_end.sockets[0], Some(tap.name()), work, wish, span)
             }
             Self::Started(Named { value, .. }) => {
@@ -175,12 +209,12 @@ impl Subject {
 
     fn between_guests(&self, work: Work, wish: Wish, span: Duration) -> Result<Sample, WorkError> {
         match self {
-            Self::Ringtap { poll_us } => {
+            Self::Ringtap(own) => {
                 let bridge = BenchBridge::make(BRIDGE.parse().expect("a link's name"))?;
                 let taps = [BenchTap::make(tap_name(0))?, BenchTap::make(tap_name(1))?];
                 let back_ends = [
-                    BackEnd::own(taps[0].name(), wish, *poll_us)?,
-                    BackEnd::own(taps[1].name(), wish, *poll_us)?,
+                    BackEnd::own(taps[0].name(), wish, *own, Party::GUEST)?,
+                    BackEnd::own(taps[1].name(), wish, *own, Party::PEER)?,
                 ];
                 taps.iter().try_for_each(|tap| bridge.add(tap.name()))?;
                 let [from, to] = back_ends.each_ref().map(|it| &it.sockets[0]);
@@ -257,11 +291,10 @@ struct BackEnd {
 
 impl BackEnd {
     /// ringtap's, on this tap.
-    fn own(tap: &IfName, wish: Wish, poll_us: u32) -> Result<Self, WorkError> {
+    fn own(tap: &IfName, wish: Wish, own: Own, guest: Party) -> Result<Self, WorkError> {
         Self::start(1, |sockets| {
             let endpoint = Endpoint::Listen(sockets[0].clone());
-            let mut args = BackendArgs::new(endpoint, HostLink::Tap(tap.clone()));
-            args.poll_us = poll_us;
+            let mut args = own.args(endpoint, tap.clone(), guest);
             if let Ok(pairs) = QueuePairs::try_from(wish.pairs) {
                 args.queue_pairs = pairs;
             }

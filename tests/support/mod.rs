@@ -3,6 +3,7 @@
 
 pub mod bridged;
 pub mod bytes;
+pub mod claims;
 pub mod console;
 pub mod dhcp;
 pub mod dice;

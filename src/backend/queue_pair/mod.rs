@@ -6,7 +6,7 @@
 //! or knows of epoll, so a test drives a pair with a ring in memory and a socketpair for a tap.
 //!
 //! **Transmit**: a burst's chains are taken first, so that the frames in them are on their way from memory while others are
-//! looked at, and then written to the tap together, virtio-net headers and all, straight from guest memory. The kernel checks
+//! looked at; then the guard, if there is one, copies their heads and judges them; and then they are written to the tap together, virtio-net headers and all, straight from guest memory. The kernel checks
 //! the header; a frame it refuses is dropped and counted.
 //!
 //! **Receive**: one `readv` straight into the buffers of as many chains as the last frame took, one nearly always, with the
@@ -31,6 +31,7 @@ use vm_memory::{MmapRegion, VolatileSlice};
 
 use super::counters::Counters;
 use super::dirty_log::RegionLog;
+use super::guard::{Guard, Refused};
 use super::heard::Heard;
 use super::rate::{Pacer, Quota};
 use super::ring::MAX_SIZE;
@@ -39,7 +40,7 @@ use crate::tap::{HeaderLen, TapQueue};
 pub use frame::{FrameFormat, MAX_FRAME};
 use frame::{frame_store, whole};
 use receive::{Held, Receive, Rooms};
-use transmit::Transmit;
+use transmit::{Gate, HEADS, Transmit};
 
 /// The most chains taken in one burst of one direction, so that the other gets its turn, and the driver its chains back.
 pub const BURST: usize = 64;
@@ -105,6 +106,8 @@ pub struct QueuePair {
     pub tx_counters: Counters,
     /// Who the guest says it is.
     pub heard: Heard,
+    /// Who the guest may say it is; anybody where `None`.
+    guard: Option<Gatekeeper>,
     /// The limit of the first; none where `None`.
     pub rx_pacer: Option<Pacer>,
     /// The limit of the second.
@@ -119,6 +122,13 @@ pub struct QueuePair {
     expected: usize,
 }
 
+/// A guard, and memory for the heads of a burst's frames.
+#[derive(Debug)]
+struct Gatekeeper {
+    guard: Guard,
+    heads: MmapRegion<RegionLog>,
+}
+
 impl QueuePair {
     /// A pair with both rings stopped.
     ///
@@ -131,6 +141,7 @@ impl QueuePair {
             rx_counters: Counters::default(),
             tx_counters: Counters::default(),
             heard: Heard::default(),
+            guard: None,
             rx_pacer: None,
             tx_pacer: None,
             draining: false,
@@ -144,6 +155,22 @@ impl QueuePair {
             held: Held::new()?,
             expected: 0,
         })
+    }
+
+    /// Has `guard` look at what the guest sends.
+    ///
+    /// # Errors
+    /// Where there is no memory for the heads of a burst's frames.
+    pub fn set_guard(&mut self, guard: Guard) -> io::Result<()> {
+        let heads = MmapRegion::new(HEADS).map_err(io::Error::other)?;
+        self.guard = Some(Gatekeeper { guard, heads });
+        Ok(())
+    }
+
+    /// What of the guest's frames was refused.
+    pub fn refused(&self) -> Refused {
+        let guard = self.guard.as_ref();
+        guard.map_or_else(Refused::default, |it| it.guard.refused().clone())
     }
 
     /// The queue of the tap.
@@ -270,7 +297,11 @@ impl QueuePair {
         let before = self.tx_counters;
         let tap = self.tx.enabled.then_some(&mut self.tap);
         let (counters, heard) = (&mut self.tx_counters, &mut self.heard);
-        let transmit = Transmit::new(tap, self.format, counters, heard, quota);
+        let gate = self.guard.as_mut().map(|it| Gate {
+            guard: &mut it.guard,
+            heads: whole(&it.heads),
+        });
+        let transmit = Transmit::new(tap, self.format, counters, heard, gate, quota);
         let mut end = transmit.burst(&mut ring);
         let notify = ring.publish();
         if end == TxEnd::RingEmpty && idle == Idle::Park && ring.enable_kicks() {
@@ -310,6 +341,7 @@ impl QueuePair {
             tap: &self.tap,
             format: self.format,
             bounce: whole(&self.bounce),
+            guard: self.guard.as_ref().map(|it| &it.guard),
             held: &mut self.held,
             expected: &mut self.expected,
             counters: &mut self.rx_counters,

@@ -7,11 +7,13 @@ use vm_memory::MmapRegion;
 use super::super::chain::{BadChain, Direction};
 use super::super::counters::Counters;
 use super::super::dirty_log::RegionLog;
+use super::super::guard::{ANSWER, GLANCE, Guard};
 use super::super::memory::Slice;
 use super::super::rate::Quota;
 use super::super::ring::{Chain, Ring};
 use super::frame::{
-    FrameFormat, NUM_BUFFERS, copy, frame_store, is_gso, mark_written, part, whole, write_at,
+    FrameFormat, NUM_BUFFERS, copy, frame_store, is_gso, mark_written, part, read_at, whole,
+    write_at,
 };
 use super::{BURST, BURST_BYTES, RxEnd};
 use crate::tap::{HeaderLen, TapQueue};
@@ -22,6 +24,8 @@ pub(super) struct Receive<'m> {
     pub format: FrameFormat,
     /// Room for what is beyond the chains of a frame.
     pub bounce: Slice<'m>,
+    /// Who wants to know what DHCP gives.
+    pub guard: Option<&'m Guard>,
     pub held: &'m mut Held,
     /// Bytes of the last frame, header included: the next is likely to be as large.
     pub expected: &'m mut usize,
@@ -206,6 +210,9 @@ impl<'m> Receive<'m> {
     fn finish(&mut self, ring: &mut Ring<'m>, bytes: usize) {
         self.rooms.trim(ring, bytes);
         let header = self.format.header;
+        if let Some(guard) = self.guard {
+            tell(guard, &self.rooms.buffers, header);
+        }
         self.counters.gso_frames += u64::from(is_gso(&self.rooms.buffers));
         if header == HeaderLen::Long {
             let count = self.rooms.chains.len() as u16;
@@ -221,6 +228,14 @@ impl<'m> Receive<'m> {
         self.quota.take(bytes);
         self.counters.frames += 1;
         self.counters.bytes += bytes as u64;
+    }
+}
+
+/// Tells `guard` of a frame in `buffers` that may give the guest an address.
+fn tell(guard: &Guard, buffers: &[Slice<'_>], header: HeaderLen) {
+    let glance: [u8; GLANCE] = read_at(buffers, header.bytes());
+    if guard.wants_to_hear(&glance) {
+        guard.hear(&read_at::<ANSWER>(buffers, header.bytes()));
     }
 }
 

@@ -6,21 +6,34 @@ use arrayvec::ArrayVec;
 
 use super::super::chain::{BadChain, Direction};
 use super::super::counters::Counters;
+use super::super::guard::{Frame, Guard, HEAD, Reason};
 use super::super::heard::{Heard, Packet};
 use super::super::memory::{Slice, prefetch};
 use super::super::rate::Quota;
 use super::super::ring::{Chain, Ring};
-use super::frame::{ETHERNET, FrameFormat, MAX_FRAME, is_gso, read_at};
+use super::frame::{ETHERNET, FrameFormat, MAX_FRAME, is_gso, part, read_at};
 use super::{BURST, BURST_BYTES, TxEnd};
 use crate::tap::TapQueue;
 
-/// One burst from a transmitq: chains are taken, then written to the tap together, then given back.
+/// A pair's guard, and its own memory for the heads of a burst's frames.
+pub(super) struct Gate<'m> {
+    pub guard: &'m mut Guard,
+    /// [`HEADS`] bytes.
+    pub heads: Slice<'m>,
+}
+
+/// Bytes of all heads.
+pub(super) const HEADS: usize = BURST * HEAD;
+
+/// One burst from a transmitq: chains are taken, looked at, written to the tap together, and given back.
 pub(super) struct Transmit<'m> {
     /// `None` while the ring is disabled.
     tap: Option<&'m mut TapQueue>,
     format: FrameFormat,
     counters: &'m mut Counters,
     heard: &'m mut Heard,
+    /// `None` where nobody looks at what the guest claims.
+    gate: Option<Gate<'m>>,
     quota: Quota,
     /// Those of all chains that were taken.
     buffers: Vec<Slice<'m>>,
@@ -42,6 +55,8 @@ enum Fate {
     /// A frame of a disabled ring.
     Disabled,
     OverMtu,
+    /// The guard refuses it.
+    Refused(Reason),
     Bad(BadChain),
 }
 
@@ -51,6 +66,7 @@ impl<'m> Transmit<'m> {
         format: FrameFormat,
         counters: &'m mut Counters,
         heard: &'m mut Heard,
+        gate: Option<Gate<'m>>,
         quota: Quota,
     ) -> Self {
         Self {
@@ -58,6 +74,7 @@ impl<'m> Transmit<'m> {
             format,
             counters,
             heard,
+            gate,
             quota,
             buffers: Vec::with_capacity(BURST),
             taken: ArrayVec::new(),
@@ -67,6 +84,7 @@ impl<'m> Transmit<'m> {
     pub(super) fn burst(mut self, ring: &mut Ring<'m>) -> TxEnd {
         ring.disable_kicks();
         let end = self.take(ring);
+        self.look();
         let done = self.send();
         let (done, left) = self.taken.split_at(done);
         for taken in done {
@@ -90,13 +108,18 @@ impl<'m> Transmit<'m> {
                 return TxEnd::Throttled;
             }
             let begin = self.buffers.len();
+            let head = self.taken.len() * HEAD;
+            let store = self.gate.as_ref().map(|gate| part(gate.heads, head, HEAD));
+            self.buffers.extend(store);
+            let first = self.buffers.len();
             let Some((chain, bytes)) = ring.next(Direction::Readable, &mut self.buffers) else {
+                self.buffers.truncate(begin);
                 return TxEnd::RingEmpty;
             };
             let buffers = begin..self.buffers.len();
-            let fate = self.judge(bytes, &self.buffers[buffers.clone()]);
+            let fate = self.fate(bytes);
             if let Fate::Send(bytes) = fate {
-                prefetch(&self.buffers[begin]);
+                prefetch(&self.buffers[first]);
                 self.quota.take(bytes);
                 bytes_taken += bytes;
             }
@@ -109,16 +132,51 @@ impl<'m> Transmit<'m> {
         TxEnd::More
     }
 
-    fn judge(&self, bytes: Result<usize, BadChain>, buffers: &[Slice<'_>]) -> Fate {
+    fn fate(&self, bytes: Result<usize, BadChain>) -> Fate {
         let header = self.format.header.bytes();
         match bytes.map(|bytes| bytes.checked_sub(header)) {
             Err(bad) => Fate::Bad(bad),
             Ok(Some(bytes)) if (ETHERNET..=MAX_FRAME).contains(&bytes) => match self.tap {
                 None => Fate::Disabled,
-                Some(_) if self.format.exceeds_mtu(buffers, bytes) => Fate::OverMtu,
                 Some(_) => Fate::Send(bytes),
             },
             Ok(_) => Fate::Bad(BadChain::Size),
+        }
+    }
+
+    /// Looks into the frames, which are on their way from memory since they were taken.
+    fn look(&mut self) {
+        if let Some(gate) = &mut self.gate {
+            gate.guard.refresh();
+        }
+        for number in 0..self.taken.len() {
+            if let Fate::Send(bytes) = self.taken[number].fate {
+                self.taken[number].fate = self.look_into(number, bytes);
+            }
+        }
+    }
+
+    fn look_into(&mut self, number: usize, bytes: usize) -> Fate {
+        let taken = &mut self.taken[number];
+        if let Some(gate) = &mut self.gate {
+            let buffers = &mut self.buffers[taken.buffers.clone()];
+            let (skipped, copied) = detach_head(buffers);
+            let mut head = [0; HEAD];
+            buffers[skipped].copy_to(&mut head[..copied]);
+            taken.buffers.start += skipped;
+            let frame = Frame {
+                header: head.first_chunk().copied().unwrap_or_default(),
+                head: &head[self.format.header.bytes()..copied],
+                len: bytes,
+            };
+            if let Err(reason) = gate.guard.judge(&frame) {
+                return Fate::Refused(reason);
+            }
+        }
+        let buffers = &self.buffers[taken.buffers.clone()];
+        match self.format.exceeds_mtu(buffers, bytes) {
+            true => Fate::OverMtu,
+            false => Fate::Send(bytes),
         }
     }
 
@@ -152,11 +210,40 @@ impl<'m> Transmit<'m> {
                 },
                 Fate::Disabled => self.counters.disabled += 1,
                 Fate::OverMtu => self.counters.over_mtu += 1,
+                Fate::Refused(reason) => {
+                    self.counters.refused += 1;
+                    if let Some(gate) = &mut self.gate {
+                        let mut head = vec![0; self.buffers[taken.buffers.start].len()];
+                        self.buffers[taken.buffers.start].copy_to(&mut head);
+                        let header = self.format.header.bytes();
+                        gate.guard.refuse(reason, head.split_off(header));
+                    }
+                }
                 Fate::Bad(bad) => self.counters.bad_chains.add(bad),
             }
         }
         self.taken.len()
     }
+}
+
+/// Copies the first bytes of the frame in `buffers` into the first of these, which is the pair's own, and cuts them off the
+/// others. Returns how many buffers are then to be left out at the front, and how many bytes were copied: the first that is not
+/// left out has them.
+fn detach_head<'m>(buffers: &mut [Slice<'m>]) -> (usize, usize) {
+    let store = buffers[0];
+    let (mut skipped, mut copied) = (0, 0);
+    while let Some(buffer) = buffers.get(skipped + 1).copied() {
+        let len = buffer.len().min(store.len() - copied);
+        part(buffer, 0, len).copy_to_volatile_slice(part(store, copied, len));
+        copied += len;
+        if len < buffer.len() {
+            buffers[skipped + 1] = part(buffer, len, buffer.len() - len);
+            break;
+        }
+        skipped += 1;
+    }
+    buffers[skipped] = part(store, 0, copied);
+    (skipped, copied)
 }
 
 /// What is in a frame behind its headers.

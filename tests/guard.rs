@@ -1,0 +1,178 @@
+//! The guard: what a guest claims that it has no right to goes nowhere, and all else goes on.
+
+mod support;
+
+use std::net::Ipv6Addr;
+
+use ringtap::backend::guard::{ANSWER, Frame, GLANCE, Guard, Policy, Reason};
+use support::claims::*;
+
+fn policy(words: &str) -> Policy {
+    words.parse().unwrap()
+}
+
+fn guard(words: &str) -> Guard {
+    Guard::new(policy(words), 1).remove(0)
+}
+
+fn judge(guard: &Guard, claim: &Claim) -> Result<(), Reason> {
+    let head = &claim.frame[..claim.frame.len().min(180)];
+    guard.judge(&Frame {
+        header: claim.header,
+        head,
+        len: claim.frame.len(),
+    })
+}
+
+#[test]
+fn an_honest_guest_is_not_in_its_way() {
+    let guard = guard(POLICY);
+    for claim in honest() {
+        assert_eq!(judge(&guard, &claim), Ok(()), "{}", claim.name);
+    }
+}
+
+#[test]
+fn what_is_forged_is_refused_for_what_it_is() {
+    let guard = guard(POLICY);
+    let all = forged();
+    assert!(all.len() >= 60, "{}", all.len());
+    for (claim, reason) in all {
+        assert_eq!(judge(&guard, &claim), Err(reason), "{}", claim.name);
+    }
+}
+
+/// Each part can be had without the others.
+#[test]
+fn of_what_has_no_word_nothing_is_refused() {
+    let parts: [(&str, &[Reason]); 4] = [
+        (
+            "mac=52:54:00:00:00:05",
+            &[
+                Reason::SourceMac,
+                Reason::ArpSender,
+                Reason::Neighbor,
+                Reason::DhcpClient,
+            ],
+        ),
+        (
+            "services",
+            &[
+                Reason::DhcpServer,
+                Reason::RouterAdvertisement,
+                Reason::Redirect,
+            ],
+        ),
+        ("vlan", &[Reason::Vlan]),
+        ("only-ip", &[Reason::Protocol]),
+    ];
+    // Form is looked at whatever is asked for: what can't be read is nobody's claim.
+    let form = [Reason::Malformed, Reason::Hidden, Reason::Checksum];
+    for (words, own) in parts {
+        let guard = guard(words);
+        let mut refused = 0;
+        for (claim, _) in forged() {
+            if let Err(reason) = judge(&guard, &claim) {
+                let is_meant = own.contains(&reason) || form.contains(&reason);
+                assert!(is_meant, "{words}: {} for {reason}", claim.name);
+                refused += usize::from(own.contains(&reason));
+            }
+        }
+        assert!(refused > 0, "{words}");
+    }
+}
+
+#[test]
+fn a_trunk_may_tag_its_own_vlans() {
+    let guard = guard("vlan=7,vlan=9,services");
+    let tagged = |tag: [u8; 4], frame: &[u8]| Claim {
+        name: "tagged",
+        header: [0; 10],
+        frame: [&frame[..12], &tag, &frame[12..]].concat(),
+    };
+    let plain = ipv4([10, 0, 0, 5], 6, &tcp());
+    assert_eq!(judge(&guard, &tagged([0x81, 0, 0x20, 7], &plain)), Ok(()));
+    assert_eq!(
+        judge(&guard, &tagged([0x81, 0, 0, 8], &plain)),
+        Err(Reason::Vlan)
+    );
+    assert_eq!(
+        judge(&guard, &tagged([0x88, 0xa8, 0, 7], &plain)),
+        Err(Reason::Vlan)
+    );
+    let offer = ipv4([10, 0, 0, 5], 17, &udp(67, 68, &dhcp(2, NEIGHBOUR)));
+    let said = judge(&guard, &tagged([0x81, 0, 0, 9], &offer));
+    assert_eq!(said, Err(Reason::DhcpServer));
+}
+
+fn hear(guard: &Guard, frame: &[u8]) -> bool {
+    let mut glance = [0; GLANCE];
+    glance.copy_from_slice(&frame[..GLANCE]);
+    let wants = guard.wants_to_hear(&glance);
+    if wants {
+        let mut answer = [0; ANSWER];
+        answer[..frame.len()].copy_from_slice(frame);
+        guard.hear(&answer);
+    }
+    wants
+}
+
+#[test]
+fn what_dhcp_gives_may_be_claimed_on_every_queue_until_it_ends() {
+    let mut pairs = Guard::new(policy("mac=52:54:00:00:00:05,ip"), 2);
+    let claim = |frame: Vec<u8>| Claim {
+        name: "leased",
+        header: [0; 10],
+        frame,
+    };
+    let ours = claim(ipv4([10, 0, 0, 9], 6, &tcp()));
+    let ours_of_v6 = claim(ipv6("fd00::9", 6, &tcp()));
+    for pair in &mut pairs {
+        pair.refresh();
+        assert_eq!(judge(pair, &ours), Err(Reason::Ipv4Source));
+        assert_eq!(judge(pair, &ours_of_v6), Err(Reason::Ipv6Source));
+    }
+    assert!(!hear(&pairs[0], &ours.frame));
+    // Another's lease is none of this guest's.
+    assert!(hear(&pairs[0], &dhcp_ack(NEIGHBOUR, [10, 0, 0, 9], 60)));
+    pairs[1].refresh();
+    assert_eq!(judge(&pairs[1], &ours), Err(Reason::Ipv4Source));
+
+    assert!(hear(&pairs[0], &dhcp_ack(GUEST, [10, 0, 0, 9], 60)));
+    let v6: Ipv6Addr = "fd00::9".parse().unwrap();
+    assert!(hear(&pairs[0], &dhcpv6_reply(v6, u32::MAX)));
+    for pair in &mut pairs {
+        pair.refresh();
+        assert_eq!(judge(pair, &ours), Ok(()));
+        assert_eq!(judge(pair, &ours_of_v6), Ok(()));
+    }
+    // Given again, for no time at all.
+    assert!(hear(&pairs[1], &dhcp_ack(GUEST, [10, 0, 0, 9], 0)));
+    pairs[0].refresh();
+    assert_eq!(judge(&pairs[0], &ours), Err(Reason::Ipv4Source));
+    assert_eq!(judge(&pairs[0], &ours_of_v6), Ok(()));
+}
+
+#[test]
+fn addresses_of_a_prefix_that_a_router_advertises_may_be_claimed() {
+    let mut guard = guard("mac=52:54:00:00:00:05,ip,not=2001:db8:1::1");
+    let from = |source| Claim {
+        name: "of a prefix",
+        header: [0; 10],
+        frame: ipv6(source, 6, &tcp()),
+    };
+    let ours = from("2001:db8:1::5054:ff:fe00:5");
+    assert!(hear(&guard, &advertised("2001:db8:1::", false)));
+    guard.refresh();
+    assert_eq!(judge(&guard, &ours), Err(Reason::Ipv6Source));
+    assert!(hear(&guard, &advertised("2001:db8:1::", true)));
+    guard.refresh();
+    assert_eq!(judge(&guard, &ours), Ok(()));
+    for others in ["2001:db8:1::1", "2001:db8:2::5054:ff:fe00:5"] {
+        assert_eq!(
+            judge(&guard, &from(others)),
+            Err(Reason::Ipv6Source),
+            "{others}"
+        );
+    }
+}
