@@ -12,7 +12,7 @@ fn policy(words: &str) -> Policy {
 }
 
 fn guard(words: &str) -> Guard {
-    Guard::new(policy(words), 1).remove(0)
+    Guard::new(policy(words))
 }
 
 fn judge(guard: &Guard, claim: &Claim) -> Result<(), Reason> {
@@ -119,7 +119,8 @@ fn hear(guard: &Guard, frame: &[u8]) -> bool {
 
 #[test]
 fn what_dhcp_gives_may_be_claimed_on_every_queue_until_it_ends() {
-    let mut pairs = Guard::new(policy("mac=52:54:00:00:00:05,ip"), 2);
+    let guard = guard("mac=52:54:00:00:00:05,ip");
+    let mut pairs = [guard.clone(), guard];
     let claim = |frame: Vec<u8>| Claim {
         name: "leased",
         header: [0; 10],
@@ -140,7 +141,11 @@ fn what_dhcp_gives_may_be_claimed_on_every_queue_until_it_ends() {
 
     assert!(hear(&pairs[0], &dhcp_ack(GUEST, [10, 0, 0, 9], 60)));
     let v6: Ipv6Addr = "fd00::9".parse().unwrap();
-    assert!(hear(&pairs[0], &dhcpv6_reply(v6, u32::MAX)));
+    // A bridge floods what it does not know the port of: another's as well.
+    assert!(hear(&pairs[0], &dhcpv6_reply(NEIGHBOUR, v6, u32::MAX)));
+    pairs[1].refresh();
+    assert_eq!(judge(&pairs[1], &ours_of_v6), Err(Reason::Ipv6Source));
+    assert!(hear(&pairs[0], &dhcpv6_reply(GUEST, v6, u32::MAX)));
     for pair in &mut pairs {
         pair.refresh();
         assert_eq!(judge(pair, &ours), Ok(()));
@@ -155,7 +160,7 @@ fn what_dhcp_gives_may_be_claimed_on_every_queue_until_it_ends() {
 
 #[test]
 fn addresses_of_a_prefix_that_a_router_advertises_may_be_claimed() {
-    let mut guard = guard("mac=52:54:00:00:00:05,ip,not=2001:db8:1::1");
+    let mut guard = guard("ip,not=2001:db8:1::1");
     let from = |source| Claim {
         name: "of a prefix",
         header: [0; 10],

@@ -1,27 +1,65 @@
 //! What a queue pair counts. Plain numbers, owned by the worker that adds to them.
 
 use std::fmt;
+use std::marker::PhantomData;
 
 use super::chain::BadChain;
+use super::guard::Reason;
+
+/// What is counted by kind: an enum whose `N` values are numbered from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByKind<K, const N: usize> {
+    counts: [u64; N],
+    kind: PhantomData<K>,
+}
 
 /// Chains that broke a rule, by kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct BadChains([u64; BadChain::ALL.len()]);
+pub type BadChains = ByKind<BadChain, { BadChain::ALL.len() }>;
 
-impl BadChains {
+/// Frames that the guard has refused, by reason.
+pub type Refused = ByKind<Reason, { Reason::ALL.len() }>;
+
+/// A kind that things are counted by.
+pub trait Kind {
+    /// Its number.
+    fn number(self) -> usize;
+}
+
+impl Kind for BadChain {
+    fn number(self) -> usize {
+        self as usize
+    }
+}
+
+impl Kind for Reason {
+    fn number(self) -> usize {
+        self as usize
+    }
+}
+
+impl<K, const N: usize> Default for ByKind<K, N> {
+    fn default() -> Self {
+        Self {
+            counts: [0; N],
+            kind: PhantomData,
+        }
+    }
+}
+
+impl<K: Kind, const N: usize> ByKind<K, N> {
     /// Counts one.
-    pub fn add(&mut self, kind: BadChain) {
-        self.0[kind as usize] += 1;
+    pub fn add(&mut self, kind: K) {
+        self.counts[kind.number()] += 1;
     }
 
     /// How many of this kind.
-    pub fn of(&self, kind: BadChain) -> u64 {
-        self.0[kind as usize]
+    pub fn of(&self, kind: K) -> u64 {
+        self.counts[kind.number()]
     }
 
     /// How many of any kind.
     pub fn total(&self) -> u64 {
-        self.0.iter().sum()
+        self.counts.iter().sum()
     }
 }
 
@@ -39,7 +77,7 @@ pub struct Counters {
     /// Frames dropped since they were larger than the MTU.
     pub over_mtu: u64,
     /// Frames that the guard has refused.
-    pub refused: u64,
+    pub refused: Refused,
     /// Frames of a disabled transmitq, consumed and dropped.
     pub disabled: u64,
     /// Chains given back unused.
@@ -64,7 +102,7 @@ impl Counters {
         self.frames
             + self.dropped
             + self.over_mtu
-            + self.refused
+            + self.refused.total()
             + self.disabled
             + self.bad_chains.total()
     }
@@ -81,7 +119,7 @@ impl fmt::Display for Counters {
             self.gso_frames,
             self.dropped,
             self.over_mtu,
-            self.refused,
+            self.refused.total(),
             self.disabled,
             self.bad_chains.total(),
             self.bad_index,

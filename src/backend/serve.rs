@@ -145,16 +145,15 @@ fn start_workers(queues: Vec<TapQueue>, args: &BackendArgs) -> Result<Vec<Worker
     let (rx, tx) = (limiter(args.rx_rate), limiter(args.tx_rate));
     let pacer = |limiter: &Option<Arc<Limiter>>| limiter.clone().map(Pacer::new).transpose();
     let poll = Duration::from_micros(args.poll_us.into());
-    let guards = args.guard.clone();
-    let mut guards = guards.map(|policy| Guard::new(policy, queues.len()).into_iter());
+    let guard = args.guard.clone().map(Guard::new);
     let mut workers = Vec::with_capacity(queues.len());
     for (index, mut queue) in queues.into_iter().enumerate() {
         queue.set_attached(false)?; // until a front-end enables the pair
         let mut pair = QueuePair::new(queue)?;
         pair.rx_pacer = pacer(&rx)?;
         pair.tx_pacer = pacer(&tx)?;
-        if let Some(guard) = guards.as_mut().and_then(Iterator::next) {
-            pair.set_guard(guard)?;
+        if let Some(guard) = &guard {
+            pair.set_guard(guard.clone())?;
         }
         workers.push(Worker::spawn(format!("pair{index}"), pair, poll)?);
     }

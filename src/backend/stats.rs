@@ -306,9 +306,6 @@ const METRICS: &[Metric] = &[
 /// What tells an address of the guest, as the label `address`.
 pub const GUEST_ADDRESS: &str = "ringtap_guest_address";
 
-/// What counts a guest's refused frames, by the label `reason`.
-const GUEST_REFUSED: &str = "ringtap_refused_total";
-
 /// Why frames were dropped, as the label `reason`, and where they are counted.
 type Drop = (&'static str, fn(&Counters) -> u64);
 
@@ -336,7 +333,14 @@ pub fn render(tap: &str, pairs: &[Report]) -> String {
     for (reason, value) in DROPS {
         text.lines("dropped", &format!(",reason=\"{reason}\""), value);
     }
-    text.refused();
+    text.head(
+        "refused",
+        "Frames that claim what the guest has no right to.",
+    );
+    for reason in Reason::ALL {
+        let label = format!(",reason=\"{reason}\"");
+        text.lines("refused", &label, |c| c.refused.of(reason));
+    }
     text.head(
         "bad_chains",
         "Descriptor chains given back unused, by kind.",
@@ -371,24 +375,6 @@ impl Exposition<'_> {
                     "ringtap_{name}_total{{tap=\"{}\",pair=\"{pair}\",queue=\"{queue}\"{label}}} {}",
                     self.tap,
                     value(counters)
-                );
-            }
-        }
-    }
-
-    /// A line for every reason for which the guard of a transmitq refuses frames.
-    fn refused(&mut self) {
-        self.head(
-            "refused",
-            "Frames that claim what the guest has no right to.",
-        );
-        for (pair, report) in self.pairs.iter().enumerate() {
-            for reason in Reason::ALL {
-                let _ = writeln!(
-                    self.text,
-                    "{GUEST_REFUSED}{{tap=\"{}\",pair=\"{pair}\",queue=\"transmitq\",reason=\"{reason}\"}} {}",
-                    self.tap,
-                    report.refused.of(reason)
                 );
             }
         }
@@ -475,13 +461,7 @@ mod tests {
         };
         let mut heard = Heard::default();
         heard.remember("192.0.2.5".parse().unwrap());
-        let report = Report {
-            rx,
-            tx,
-            heard,
-            ..Report::default()
-        };
-        let text = render("t\"0", &[report, Default::default()]);
+        let text = render("t\"0", &[Report { rx, tx, heard }, Default::default()]);
         for line in [
             "# TYPE ringtap_frames_total counter",
             r#"ringtap_frames_total{tap="t\"0",pair="0",queue="receiveq"} 7"#,
@@ -499,7 +479,7 @@ mod tests {
         let samples = text.lines().filter(|line| !line.starts_with('#')).count();
         assert_eq!(
             samples,
-            4 * (METRICS.len() + DROPS.len() + BadChain::ALL.len()) + 2 * Reason::ALL.len() + 1
+            4 * (METRICS.len() + DROPS.len() + BadChain::ALL.len() + Reason::ALL.len()) + 1
         );
     }
 

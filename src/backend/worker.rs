@@ -27,7 +27,6 @@ use event_manager::{
 use thiserror::Error;
 
 use super::counters::Counters;
-use super::guard::Refused;
 use super::heard::Heard;
 use super::queue_pair::{FrameFormat, QueuePair, RxEnd, Side, TxEnd};
 use super::rate::Pacer;
@@ -64,8 +63,6 @@ pub struct Report {
     pub tx: Counters,
     /// Who the guest says it is.
     pub heard: Heard,
-    /// Who it has said it is and may not.
-    pub refused: Refused,
 }
 
 /// A queue pair at work in its own thread; ends with this value.
@@ -188,7 +185,6 @@ impl Worker {
             rx: pair_loop.pair.rx_counters,
             tx: pair_loop.pair.tx_counters,
             heard: pair_loop.pair.heard.clone(),
-            refused: pair_loop.pair.refused(),
         })
     }
 

@@ -765,14 +765,15 @@ pub fn dhcp_ack(mac: [u8; 6], ip: [u8; 4], seconds: u32) -> Vec<u8> {
     frame
 }
 
-/// A DHCPv6 Reply that gives `ip`.
-pub fn dhcpv6_reply(ip: Ipv6Addr, seconds: u32) -> Vec<u8> {
+/// A DHCPv6 Reply that gives `ip`, to the NIC with `mac`.
+pub fn dhcpv6_reply(mac: [u8; 6], ip: Ipv6Addr, seconds: u32) -> Vec<u8> {
     let lifetime = seconds.to_be_bytes();
     let address = [&[0, 5, 0, 24][..], &ip.octets(), &lifetime, &lifetime].concat();
     let association = [&[0, 3, 0, 40][..], &[0; 12], &address].concat();
     let client = [0, 1, 0, 4, 0, 3, 0, 1];
     let message = [&[7, 1, 2, 3][..], &client, &association].concat();
     let mut frame = ipv6("fe80::1", UDP, &udp(547, 546, &message));
+    frame[..6].copy_from_slice(&mac);
     frame[6..12].copy_from_slice(&GATEWAY);
     frame
 }

@@ -3,7 +3,7 @@
 //!
 //! Only the frame's head is at hand, a copy that its sender can't change any more. Whatever must be seen has to be in it: a frame
 //! with so many VLAN tags, options or extension headers that it is not is refused, for what can't be seen may be anything.
-//! What is refused for its form alone is refused only where that form could hide one of the claims that the policy checks.
+//! So are headers that contradict each other, whatever parts the policy has.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

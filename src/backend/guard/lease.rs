@@ -47,12 +47,12 @@ pub fn may_give(glance: &[u8; GLANCE]) -> bool {
     }
 }
 
-/// What a frame gives to the NIC with address `mac`.
-pub fn leases(frame: &[u8], mac: MacAddr) -> Vec<Lease> {
+/// What a frame gives to the NIC with address `mac`. Without one nobody knows whose a DHCP server's answer is: bridges flood.
+pub fn leases(frame: &[u8], mac: Option<MacAddr>) -> Vec<Lease> {
     match frame.get(12..14) {
         Some(kind) if kind == IPV4 => dhcp(frame, mac).into_iter().collect(),
         Some(kind) if kind == IPV6 => match frame.get(20) {
-            Some(&UDP) => dhcpv6(frame).unwrap_or_default(),
+            Some(&UDP) => dhcpv6(frame, mac).unwrap_or_default(),
             Some(&ICMPV6) => advertised(frame),
             _ => Vec::new(),
         },
@@ -61,7 +61,7 @@ pub fn leases(frame: &[u8], mac: MacAddr) -> Vec<Lease> {
 }
 
 /// A DHCPACK (RFC 2131, RFC 2132).
-fn dhcp(frame: &[u8], mac: MacAddr) -> Option<Lease> {
+fn dhcp(frame: &[u8], mac: Option<MacAddr>) -> Option<Lease> {
     const REPLY: u8 = 2;
     const COOKIE: [u8; 4] = [99, 130, 83, 99];
     const LEASE_TIME: u8 = 51;
@@ -69,7 +69,7 @@ fn dhcp(frame: &[u8], mac: MacAddr) -> Option<Lease> {
     const ACK: [u8; 1] = [5];
     let udp = 14 + usize::from(frame.get(14)? & 0xf) * 4;
     let message = frame.get(udp + 8..)?;
-    let is_ours = message.first() == Some(&REPLY) && message.get(28..34)? == mac.octets();
+    let is_ours = message.first() == Some(&REPLY) && message.get(28..34)? == mac?.octets();
     let options = message.get(240..)?;
     if !is_ours || message.get(236..240)? != COOKIE {
         return None;
@@ -104,14 +104,14 @@ fn option(mut options: &[u8], wanted: u8) -> Option<&[u8]> {
     }
 }
 
-/// The addresses of a Reply's associations (RFC 8415 §18.2.10).
-fn dhcpv6(frame: &[u8]) -> Option<Vec<Lease>> {
+/// The addresses of the associations of a Reply to this NIC (RFC 8415 §18.2.10), which does not name its client's hardware.
+fn dhcpv6(frame: &[u8], mac: Option<MacAddr>) -> Option<Vec<Lease>> {
     const REPLY: u8 = 7;
     const IA_NA: u16 = 3;
     const IA_TA: u16 = 4;
     const IAADDR: u16 = 5;
     let message = frame.get(14 + 40 + 8..)?;
-    if message.first() != Some(&REPLY) {
+    if message.first() != Some(&REPLY) || frame.get(..6)? != mac?.octets() {
         return None;
     }
     let mut leases = Vec::new();

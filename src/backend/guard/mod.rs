@@ -8,17 +8,16 @@
 //!
 //! What DHCP gives the guest, and prefixes of which it makes itself addresses, are read from the answers on their way to it
 //! (`lease`), and count for all queues of the NIC.
-//! Frames that are refused are counted by reason, and the last few of them remembered for whoever asks why.
+//! Frames that are refused are counted by reason (`counters`).
 
 mod inspect;
 mod lease;
 mod policy;
 mod reason;
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use ipnet::IpNet;
 
@@ -30,14 +29,11 @@ pub use reason::Reason;
 /// The first bytes of what a guest sends, virtio-net header and all, that are copied and looked at.
 pub const HEAD: usize = 192;
 
-/// So many refused frames are remembered.
-const MOST_REMEMBERED: usize = 8;
-
 /// So many of those are known at once, the ones given last.
 const MOST_LEASES: usize = 64;
 
 /// A guard of one queue pair.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Guard {
     nic: Arc<Nic>,
     /// What of the NIC's leases this pair has seen.
@@ -45,7 +41,6 @@ pub struct Guard {
     generation: u64,
     /// When one of them ends.
     until: Option<Instant>,
-    refused: Refused,
 }
 
 /// What the pairs of a NIC have in common.
@@ -57,40 +52,19 @@ struct Nic {
     generation: AtomicU64,
 }
 
-/// What was refused so far.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Refused {
-    counts: [u64; Reason::ALL.len()],
-    last: VecDeque<Refusal>,
-}
-
-/// A frame that was refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// When.
-    pub at: SystemTime,
-    /// Why.
-    pub reason: Reason,
-    /// Its first bytes, from the destination address on.
-    pub head: Vec<u8>,
-}
-
 impl Guard {
-    /// One for each of a NIC's `pairs` pairs.
-    pub fn new(policy: Policy, pairs: usize) -> Vec<Self> {
-        let nic = Arc::new(Nic {
-            policy,
-            leases: Mutex::default(),
-            generation: AtomicU64::new(0),
-        });
-        let guard = |_| Self {
-            nic: Arc::clone(&nic),
+    /// That of a NIC; its clones are of the same one's pairs.
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            nic: Arc::new(Nic {
+                policy,
+                leases: Mutex::default(),
+                generation: AtomicU64::new(0),
+            }),
             leased: Vec::new(),
             generation: 0,
             until: None,
-            refused: Refused::default(),
-        };
-        (0..pairs).map(guard).collect()
+        }
     }
 
     /// Looks at what the NIC's other pairs have heard, once for many frames.
@@ -123,18 +97,6 @@ impl Guard {
         })
     }
 
-    /// Counts a frame that begins so as refused, and remembers it.
-    pub fn refuse(&mut self, reason: Reason, head: Vec<u8>) {
-        self.refused.counts[reason as usize] += 1;
-        let last = &mut self.refused.last;
-        last.truncate(MOST_REMEMBERED - 1);
-        last.push_front(Refusal {
-            at: SystemTime::now(),
-            reason,
-            head,
-        });
-    }
-
     /// Whether a frame towards the guest that begins so is to be [heard](Self::hear).
     pub fn wants_to_hear(&self, glance: &[u8; GLANCE]) -> bool {
         self.nic.policy.addresses.is_some() && lease::may_give(glance)
@@ -142,15 +104,12 @@ impl Guard {
 
     /// Learns what the guest is given by a frame that begins so.
     pub fn hear(&self, frame: &[u8]) {
-        let Some(mac) = self.nic.policy.mac else {
-            return;
-        };
         let mut leases = self
             .nic
             .leases
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        for lease in lease::leases(frame, mac) {
+        for lease in lease::leases(frame, self.nic.policy.mac) {
             leases.retain(|(net, _)| *net != lease.net);
             leases.truncate(MOST_LEASES - 1);
             // A lease that never ends is longer than clocks reach.
@@ -158,22 +117,5 @@ impl Guard {
             leases.insert(0, (lease.net, until));
             self.nic.generation.fetch_add(1, Ordering::Release);
         }
-    }
-
-    /// What was refused so far.
-    pub fn refused(&self) -> &Refused {
-        &self.refused
-    }
-}
-
-impl Refused {
-    /// How often for this reason.
-    pub fn of(&self, reason: Reason) -> u64 {
-        self.counts[reason as usize]
-    }
-
-    /// The last of them, the latest first.
-    pub fn last(&self) -> impl Iterator<Item = &Refusal> {
-        self.last.iter()
     }
 }

@@ -31,7 +31,7 @@ use vm_memory::{MmapRegion, VolatileSlice};
 
 use super::counters::Counters;
 use super::dirty_log::RegionLog;
-use super::guard::{Guard, Refused};
+use super::guard::Guard;
 use super::heard::Heard;
 use super::rate::{Pacer, Quota};
 use super::ring::MAX_SIZE;
@@ -165,12 +165,6 @@ impl QueuePair {
         let heads = MmapRegion::new(HEADS).map_err(io::Error::other)?;
         self.guard = Some(Gatekeeper { guard, heads });
         Ok(())
-    }
-
-    /// What of the guest's frames was refused.
-    pub fn refused(&self) -> Refused {
-        let guard = self.guard.as_ref();
-        guard.map_or_else(Refused::default, |it| it.guard.refused().clone())
     }
 
     /// The queue of the tap.

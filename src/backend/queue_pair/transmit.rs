@@ -210,15 +210,7 @@ impl<'m> Transmit<'m> {
                 },
                 Fate::Disabled => self.counters.disabled += 1,
                 Fate::OverMtu => self.counters.over_mtu += 1,
-                Fate::Refused(reason) => {
-                    self.counters.refused += 1;
-                    if let Some(gate) = &mut self.gate {
-                        let mut head = vec![0; self.buffers[taken.buffers.start].len()];
-                        self.buffers[taken.buffers.start].copy_to(&mut head);
-                        let header = self.format.header.bytes();
-                        gate.guard.refuse(reason, head.split_off(header));
-                    }
-                }
+                Fate::Refused(reason) => self.counters.refused.add(reason),
                 Fate::Bad(bad) => self.counters.bad_chains.add(bad),
             }
         }
