@@ -37,7 +37,7 @@ pub enum Command {
     Down(NetworkArgs),
     /// Set networks right as they drift, in the foreground; SIGINT or SIGTERM ends it
     Watch(NetworkArgs),
-    /// Show networks as they are and as the file wants them; exit code 1 where they differ
+    /// Show networks, or those of guests, as they are and as the file wants them; exit code 1 where they differ
     Status(ReportArgs),
     /// Print who can open connections to whom, as the file has it
     Reach(ReportArgs),

@@ -4,15 +4,16 @@ mod support;
 
 use std::net::Ipv6Addr;
 
-use ringtap::backend::guard::{ANSWER, Frame, GLANCE, Guard, Policy, Reason};
+use ringtap::backend::guard::{ANSWER, Frame, GLANCE, Guard, LeaseFile, Policy, Reason};
 use support::claims::*;
+use support::front_end::wait_for;
 
 fn policy(words: &str) -> Policy {
     words.parse().unwrap()
 }
 
 fn guard(words: &str) -> Guard {
-    Guard::new(policy(words))
+    Guard::new(policy(words), None)
 }
 
 fn judge(guard: &Guard, claim: &Claim) -> Result<(), Reason> {
@@ -158,26 +159,142 @@ fn what_dhcp_gives_may_be_claimed_on_every_queue_until_it_ends() {
     assert_eq!(judge(&pairs[0], &ours_of_v6), Ok(()));
 }
 
-#[test]
-fn addresses_of_a_prefix_that_a_router_advertises_may_be_claimed() {
-    let mut guard = guard("ip,not=2001:db8:1::1");
-    let from = |source| Claim {
+/// Packets from `source`.
+fn packet_from(source: &str) -> Claim {
+    Claim {
         name: "of a prefix",
         header: [0; 10],
         frame: ipv6(source, 6, &tcp()),
-    };
-    let ours = from("2001:db8:1::5054:ff:fe00:5");
+    }
+}
+
+#[test]
+fn addresses_of_a_prefix_that_a_router_advertises_may_be_claimed() {
+    const OWN: &str = "2001:db8:1::5054:ff:fe00:5";
+    let mut guard = guard("mac=52:54:00:00:00:05,ip,not=2001:db8:1::1");
+    let ours = packet_from(OWN);
     assert!(hear(&guard, &advertised("2001:db8:1::", false)));
     guard.refresh();
     assert_eq!(judge(&guard, &ours), Err(Reason::Ipv6Source));
     assert!(hear(&guard, &advertised("2001:db8:1::", true)));
     guard.refresh();
     assert_eq!(judge(&guard, &ours), Ok(()));
-    for others in ["2001:db8:1::1", "2001:db8:2::5054:ff:fe00:5"] {
+    for others in [
+        "2001:db8:1::1",
+        "2001:db8:1::5054:ff:fe00:6",
+        "2001:db8:2::5054:ff:fe00:5",
+        "fe80::5054:ff:fe00:6",
+    ] {
+        let said = judge(&guard, &packet_from(others));
+        assert_eq!(said, Err(Reason::Ipv6Source), "{others}");
+    }
+}
+
+/// Duplicate Address Detection: what nobody says is theirs may be had, and not before there was time to say so.
+#[test]
+fn other_addresses_of_a_prefix_are_for_who_asks_first() {
+    let guard = guard("mac=52:54:00:00:00:05,ip,not=2001:db8:1::1");
+    let mut pairs = [guard.clone(), guard];
+    hear(&pairs[0], &advertised("2001:db8:1::", true));
+    let ask = |pair: &Guard, address: &str, from: [u8; 6]| {
+        let mut frame = ipv6("::", 58, &discovery(135, address, 14, from));
+        frame[6..12].copy_from_slice(&from);
+        let claim = Claim {
+            name: "a question",
+            header: [0; 10],
+            frame,
+        };
+        match from == GUEST {
+            true => judge(pair, &claim),
+            false => {
+                assert!(hear(pair, &claim.frame));
+                Ok(())
+            }
+        }
+    };
+    pairs.iter_mut().for_each(Guard::refresh);
+    let taken = "2001:db8:1::6";
+    let asked_by_two = "2001:db8:1::7";
+    for address in [taken, asked_by_two, "2001:db8:1::8", "fe80::8"] {
+        assert_eq!(ask(&pairs[0], address, GUEST), Ok(()), "{address}");
+    }
+    for (address, why) in [
+        ("2001:db8:1::1", "the router's"),
+        ("2001:db8:2::8", "of no prefix"),
+    ] {
         assert_eq!(
-            judge(&guard, &from(others)),
-            Err(Reason::Ipv6Source),
-            "{others}"
+            ask(&pairs[0], address, GUEST),
+            Err(Reason::Neighbor),
+            "{why}"
         );
+    }
+    // Answers come by any queue.
+    let mut answer = ipv6(taken, 58, &discovery(136, taken, 2, NEIGHBOUR));
+    answer[6..12].copy_from_slice(&NEIGHBOUR);
+    assert!(hear(&pairs[1], &answer));
+    ask(&pairs[1], asked_by_two, NEIGHBOUR).unwrap();
+    let mut may = |address: &str| {
+        pairs[1].refresh();
+        judge(&pairs[1], &packet_from(address)).is_ok()
+    };
+    for address in ["2001:db8:1::8", "fe80::8"] {
+        assert!(!may(address), "not yet");
+    }
+    wait_for("silence", || may("2001:db8:1::8").then_some(()));
+    assert!(may("fe80::8"));
+    for address in [taken, asked_by_two, "2001:db8:1::9"] {
+        assert!(!may(address), "{address}");
+    }
+    // Nothing is awaited any more.
+    assert!(!hear(&pairs[1], &answer));
+}
+
+#[test]
+fn what_was_given_is_known_to_the_next_guard() {
+    let dir = tempfile::tempdir().unwrap();
+    let guard = || {
+        let file = LeaseFile::open(&dir.path().join("nic0.leases")).unwrap();
+        Guard::new(policy("mac=52:54:00:00:00:05,ip"), Some(file))
+    };
+    let ours = Claim {
+        name: "leased",
+        header: [0; 10],
+        frame: ipv4([10, 0, 0, 9], 6, &tcp()),
+    };
+    let mut first = guard();
+    first.refresh();
+    assert_eq!(judge(&first, &ours), Err(Reason::Ipv4Source));
+    hear(&first, &dhcp_ack(GUEST, [10, 0, 0, 9], 60));
+    let mut next = guard();
+    next.refresh();
+    assert_eq!(judge(&next, &ours), Ok(()));
+    hear(&next, &dhcp_ack(GUEST, [10, 0, 0, 9], 0));
+    let mut last = guard();
+    last.refresh();
+    assert_eq!(judge(&last, &ours), Err(Reason::Ipv4Source));
+}
+
+/// What stands behind a packet's end is cut off by whoever gets it, and so hides nothing.
+#[test]
+fn what_stands_behind_a_packet_is_not_looked_at() {
+    let guard = guard(POLICY);
+    let refused = forged()
+        .into_iter()
+        .filter(|(claim, _)| claim.header[0] == 0);
+    for (claim, reason) in refused {
+        let mut longer = claim.clone();
+        longer.frame.extend([2; 40]);
+        let said = judge(&guard, &longer).expect_err(claim.name);
+        // What was too short may be long enough, and a lie.
+        assert!(
+            said == reason || reason == Reason::Malformed,
+            "{}: {said}",
+            claim.name
+        );
+    }
+    for claim in honest() {
+        let mut longer = claim.clone();
+        longer.frame.extend([2; 40]);
+        assert_eq!(judge(&guard, &longer), Ok(()), "{}", claim.name);
     }
 }

@@ -783,7 +783,7 @@ fn without_event_idx_kicks_are_off_while_there_is_work(kind: Kind) {
 
 fn guarded<'m>(memory: &'m Arc<GuestMemory>, kind: Kind, words: &str) -> World<'m> {
     let mut world = World::new(memory, &plain(kind));
-    let guard = Guard::new(words.parse().unwrap());
+    let guard = Guard::new(words.parse().unwrap(), None);
     world.pair.set_guard(guard).unwrap();
     world
 }

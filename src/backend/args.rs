@@ -71,6 +71,8 @@ pub struct BackendArgs {
     pub stats: Option<StatsAddr>,
     /// What the guest may claim of itself; anything where `None`.
     pub guard: Option<Policy>,
+    /// Where the guard keeps what the guest was given.
+    pub guard_leases: Option<PathBuf>,
     /// What is offered beyond the usual.
     pub offer: Vec<Extra>,
 }
@@ -89,6 +91,7 @@ impl BackendArgs {
             tx_rate: None,
             stats: None,
             guard: None,
+            guard_leases: None,
             offer: Vec::new(),
         }
     }
@@ -127,6 +130,9 @@ impl BackendArgs {
             if let Some(value) = value {
                 option(name, value.into());
             }
+        }
+        if let Some(file) = &self.guard_leases {
+            option("--guard-leases", path(file));
         }
         for extra in &self.offer {
             option("--offer", extra.name().into());
@@ -228,10 +234,14 @@ struct Flags {
     #[arg(long, value_name = "ADDR")]
     stats: Option<StatsAddr>,
 
-    /// Refuse frames that claim what the guest has no right to: mac=MAC, ip, ip=ADDRESS[/PREFIX], not=ADDRESS, services, vlan,
-    /// vlan=ID, only-ip
+    /// Refuse frames that claim what the guest has no right to: mac=MAC, ip=ADDRESS[/PREFIX], ip (those, and what DHCP and routers
+    /// give it), not=ADDRESS, services, vlan, vlan=ID, only-ip
     #[arg(long, value_name = "WORD[,WORD]")]
     guard: Option<Policy>,
+
+    /// Keep what DHCP and routers give the guest in this file, for the next process that serves it
+    #[arg(long, value_name = "PATH", requires = "guard")]
+    guard_leases: Option<PathBuf>,
 
     /// Offer what harms some front-ends: config (QEMU warns), ring-reset (QEMU's guests lose their network when they use it)
     #[arg(long, value_name = "FEATURE[,FEATURE]", value_delimiter = ',')]
@@ -283,6 +293,7 @@ impl Flags {
             tx_rate: self.tx_rate,
             stats: self.stats,
             guard: self.guard,
+            guard_leases: self.guard_leases,
             offer: self.offer,
         })))
     }
@@ -400,6 +411,7 @@ mod tests {
                     .parse()
                     .unwrap(),
             ),
+            guard_leases: Some("/run/nic0.leases".into()),
             offer: vec![Extra::Config, Extra::RingReset],
             ..BackendArgs::new(Endpoint::Inherited(3), HostLink::TapFds(vec![9, 8, 7, 6]))
         });

@@ -14,7 +14,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::args::{BackendArgs, BackendCommand, Endpoint, HostLink};
 use super::capabilities::capabilities;
-use super::guard::Guard;
+use super::guard::{Guard, LeaseFile};
 use super::message::Connection;
 use super::queue_pair::QueuePair;
 use super::rate::{Limiter, Pacer};
@@ -64,6 +64,15 @@ pub enum BackendError {
     /// The one front-end of an inherited connection can't be served.
     #[error("the front-end was disconnected")]
     Session(#[from] SessionError),
+    /// The guard's file can't be had.
+    #[error("--guard-leases {path}")]
+    Leases {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        cause: io::Error,
+    },
     /// Counters can't be served.
     #[error(transparent)]
     Stats(#[from] StatsError),
@@ -145,7 +154,7 @@ fn start_workers(queues: Vec<TapQueue>, args: &BackendArgs) -> Result<Vec<Worker
     let (rx, tx) = (limiter(args.rx_rate), limiter(args.tx_rate));
     let pacer = |limiter: &Option<Arc<Limiter>>| limiter.clone().map(Pacer::new).transpose();
     let poll = Duration::from_micros(args.poll_us.into());
-    let guard = args.guard.clone().map(Guard::new);
+    let guard = guard(args)?;
     let mut workers = Vec::with_capacity(queues.len());
     for (index, mut queue) in queues.into_iter().enumerate() {
         queue.set_attached(false)?; // until a front-end enables the pair
@@ -158,6 +167,17 @@ fn start_workers(queues: Vec<TapQueue>, args: &BackendArgs) -> Result<Vec<Worker
         workers.push(Worker::spawn(format!("pair{index}"), pair, poll)?);
     }
     Ok(workers)
+}
+
+fn guard(args: &BackendArgs) -> Result<Option<Guard>, BackendError> {
+    let open = |path: &PathBuf| {
+        LeaseFile::open(path).map_err(|cause| BackendError::Leases {
+            path: path.clone(),
+            cause,
+        })
+    };
+    let leases = args.guard_leases.as_ref().map(open).transpose()?;
+    Ok(args.guard.clone().map(|policy| Guard::new(policy, leases)))
 }
 
 /// What the process that started this one passed on.

@@ -18,7 +18,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use thiserror::Error;
 
@@ -306,6 +306,9 @@ const METRICS: &[Metric] = &[
 /// What tells an address of the guest, as the label `address`.
 pub const GUEST_ADDRESS: &str = "ringtap_guest_address";
 
+/// What tells one of the last frames that the guard has refused, as the labels `reason` and `frame`, and when, in seconds since 1970.
+pub const REFUSED_FRAME: &str = "ringtap_refused_frame_timestamp_seconds";
+
 /// Why frames were dropped, as the label `reason`, and where they are counted.
 type Drop = (&'static str, fn(&Counters) -> u64);
 
@@ -350,6 +353,7 @@ pub fn render(tap: &str, pairs: &[Report]) -> String {
         text.lines("bad_chains", &label, |c| c.bad_chains.of(kind));
     }
     text.addresses();
+    text.refusals();
     text.text
 }
 
@@ -375,6 +379,25 @@ impl Exposition<'_> {
                     "ringtap_{name}_total{{tap=\"{}\",pair=\"{pair}\",queue=\"{queue}\"{label}}} {}",
                     self.tap,
                     value(counters)
+                );
+            }
+        }
+    }
+
+    /// A line for every refused frame that is kept.
+    fn refusals(&mut self) {
+        let help = "When the last refused frames came.";
+        let _ = writeln!(self.text, "# HELP {REFUSED_FRAME} {help}");
+        let _ = writeln!(self.text, "# TYPE {REFUSED_FRAME} gauge");
+        for (pair, report) in self.pairs.iter().enumerate() {
+            for (number, refusal) in report.refusals.iter().enumerate() {
+                let since = refusal.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+                let _ = writeln!(
+                    self.text,
+                    "{REFUSED_FRAME}{{tap=\"{}\",pair=\"{pair}\",number=\"{number}\",reason=\"{}\",frame=\"{refusal}\"}} {:.3}",
+                    self.tap,
+                    refusal.reason,
+                    since.as_secs_f64()
                 );
             }
         }
@@ -419,6 +442,7 @@ fn snake_case(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::guard::{Refusal, Refusals};
     use super::super::heard::Heard;
     use super::*;
 
@@ -461,7 +485,17 @@ mod tests {
         };
         let mut heard = Heard::default();
         heard.remember("192.0.2.5".parse().unwrap());
-        let text = render("t\"0", &[Report { rx, tx, heard }, Default::default()]);
+        let mut refusals = Refusals::default();
+        let mut refusal = Refusal::new(Reason::Vlan, &[0x81; 60]);
+        refusal.at = UNIX_EPOCH + Duration::from_millis(12_345);
+        refusals.add(refusal);
+        let report = Report {
+            rx,
+            tx,
+            heard,
+            refusals,
+        };
+        let text = render("t\"0", &[report, Default::default()]);
         for line in [
             "# TYPE ringtap_frames_total counter",
             r#"ringtap_frames_total{tap="t\"0",pair="0",queue="receiveq"} 7"#,
@@ -473,13 +507,14 @@ mod tests {
             r#"ringtap_bad_chains_total{tap="t\"0",pair="0",queue="receiveq",kind="size"} 1"#,
             r#"ringtap_refused_total{tap="t\"0",pair="1",queue="transmitq",reason="vlan"} 0"#,
             r#"ringtap_guest_address{tap="t\"0",address="192.0.2.5"} 1"#,
+            r#"ringtap_refused_frame_timestamp_seconds{tap="t\"0",pair="0",number="0",reason="vlan",frame="81:81:81:81:81:81 > 81:81:81:81:81:81, EtherType 0x8181"} 12.345"#,
         ] {
             assert!(text.lines().any(|other| other == line), "{line}\n{text}");
         }
         let samples = text.lines().filter(|line| !line.starts_with('#')).count();
         assert_eq!(
             samples,
-            4 * (METRICS.len() + DROPS.len() + BadChain::ALL.len() + Reason::ALL.len()) + 1
+            4 * (METRICS.len() + DROPS.len() + BadChain::ALL.len() + Reason::ALL.len()) + 2
         );
     }
 

@@ -27,6 +27,7 @@ use event_manager::{
 use thiserror::Error;
 
 use super::counters::Counters;
+use super::guard::Refusals;
 use super::heard::Heard;
 use super::queue_pair::{FrameFormat, QueuePair, RxEnd, Side, TxEnd};
 use super::rate::Pacer;
@@ -63,6 +64,8 @@ pub struct Report {
     pub tx: Counters,
     /// Who the guest says it is.
     pub heard: Heard,
+    /// What of that the guard has refused of late.
+    pub refusals: Refusals,
 }
 
 /// A queue pair at work in its own thread; ends with this value.
@@ -185,6 +188,7 @@ impl Worker {
             rx: pair_loop.pair.rx_counters,
             tx: pair_loop.pair.tx_counters,
             heard: pair_loop.pair.heard.clone(),
+            refusals: pair_loop.pair.refusals.clone(),
         })
     }
 

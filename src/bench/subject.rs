@@ -86,6 +86,7 @@ fn guard_of(guest: Party) -> Policy {
     Policy {
         mac: MacAddr::from_octets(&guest.mac()),
         addresses: Some(vec![IpAddr::from(guest.ip()).into()]),
+        learns: true,
         others: Vec::new(),
         no_services: true,
         vlans: Some(BTreeSet::new()),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::backend::stats::GUEST_ADDRESS;
+use crate::backend::stats::{GUEST_ADDRESS, REFUSED_FRAME};
 
 /// A backend answers within microseconds, or not at all.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -25,6 +25,17 @@ pub struct QueueCounters {
     pub counters: BTreeMap<String, u64>,
 }
 
+/// A frame that the guard has refused.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct RefusedFrame {
+    /// When, in seconds since 1970.
+    pub at: f64,
+    /// What for.
+    pub reason: String,
+    /// Who spoke to whom.
+    pub frame: String,
+}
+
 /// What a backend tells.
 #[derive(Debug, Default)]
 pub struct Stats {
@@ -32,6 +43,8 @@ pub struct Stats {
     pub queues: Vec<QueueCounters>,
     /// By which the guest has made itself heard of late.
     pub addresses: BTreeSet<IpAddr>,
+    /// The last ones, of all queues.
+    pub refused: Vec<RefusedFrame>,
 }
 
 /// What the backend tells that listens on `socket`.
@@ -42,6 +55,23 @@ pub fn of(socket: &Path) -> io::Result<Stats> {
     ask(socket).map(|text| Stats {
         queues: parse(&text),
         addresses: text.lines().filter_map(address).collect(),
+        refused: text.lines().filter_map(refused_frame).collect(),
+    })
+}
+
+/// The frame in a line that tells a refused one.
+fn refused_frame(line: &str) -> Option<RefusedFrame> {
+    let labels = line.strip_prefix(REFUSED_FRAME)?.strip_prefix('{')?;
+    let (labels, at) = labels.rsplit_once("} ")?;
+    let labels = split_labels(labels);
+    let label = |name: &str| {
+        let found = labels.iter().find(|(label, _)| *label == name);
+        found.map(|(_, value)| value.to_string())
+    };
+    Some(RefusedFrame {
+        at: at.parse().ok()?,
+        reason: label("reason")?,
+        frame: label("frame")?,
     })
 }
 

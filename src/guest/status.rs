@@ -11,10 +11,11 @@ use serde::Serialize;
 use super::GuestError;
 use super::nic::stats_socket;
 use super::run_dir::{GuestDir, read_record};
-use super::stats::{self, QueueCounters};
+use super::stats::{self, QueueCounters, RefusedFrame};
+use super::supervise::now;
 use super::supervisor::watch_all;
 use crate::cli::ReportArgs;
-use crate::config::Config;
+use crate::config::{Config, Problems};
 use crate::network::{self, StatusReport};
 use crate::report::{print_json, say};
 use crate::types::{IfName, Name};
@@ -27,9 +28,9 @@ use crate::types::{IfName, Name};
 pub fn status(args: &ReportArgs) -> Result<ExitCode, GuestError> {
     let host = &args.network.host;
     let config = Config::load(&host.config)?;
-    let chosen = config.chosen(&args.network.names)?;
+    let chosen = Chosen::of(&config, &args.network.names)?;
     watch_all(host)?;
-    let networks = network::status(host, &config, &chosen)?;
+    let networks = network::status(host, &config, &chosen.all_networks(&config))?;
     let code = ExitCode::from(u8::from(!networks.all_up()));
     let report = Report {
         networks,
@@ -42,6 +43,39 @@ pub fn status(args: &ReportArgs) -> Result<ExitCode, GuestError> {
         report.guests.iter().for_each(GuestStatus::print);
     }
     Ok(code)
+}
+
+/// What a person meant by names: networks, with all guests on them, or guests.
+struct Chosen {
+    networks: BTreeSet<Name>,
+    guests: BTreeSet<Name>,
+}
+
+impl Chosen {
+    fn of(config: &Config, names: &[Name]) -> Result<Self, Problems> {
+        let is_guest = |name: &&Name| {
+            config.guests.contains_key(*name) && !config.networks.contains_key(*name)
+        };
+        let (guests, networks): (Vec<&Name>, Vec<&Name>) = names.iter().partition(is_guest);
+        let networks: Vec<Name> = networks.into_iter().cloned().collect();
+        Ok(Self {
+            networks: match networks.is_empty() && !guests.is_empty() {
+                true => BTreeSet::new(),
+                false => config.chosen(&networks)?,
+            },
+            guests: guests.into_iter().cloned().collect(),
+        })
+    }
+
+    /// Those networks, and those that the guests are on.
+    fn all_networks(&self, config: &Config) -> BTreeSet<Name> {
+        let guests = self
+            .guests
+            .iter()
+            .filter_map(|name| config.guests.get(name));
+        let theirs = guests.flat_map(|guest| &guest.nics).map(|nic| &nic.network);
+        self.networks.iter().chain(theirs).cloned().collect()
+    }
 }
 
 #[derive(Serialize)]
@@ -63,34 +97,41 @@ struct NicStatus {
     tap: IfName,
     network: Name,
     queues: Vec<QueueCounters>,
+    /// The last frames that its guard has refused.
+    refused: Vec<RefusedFrame>,
     /// Why the backend did not tell its counters.
     error: Option<String>,
 }
 
-/// The guests with a NIC on one of these networks that run.
-fn running(networks: &BTreeSet<Name>, run_dir: &Path) -> Vec<GuestStatus> {
+/// Those of the chosen guests that run.
+fn running(chosen: &Chosen, run_dir: &Path) -> Vec<GuestStatus> {
     let guests = GuestDir::all(run_dir).into_iter();
     guests
-        .filter_map(|guest| GuestStatus::of(guest, networks, run_dir))
+        .filter_map(|guest| GuestStatus::of(guest, chosen, run_dir))
         .collect()
 }
 
 impl GuestStatus {
-    fn of(name: Name, networks: &BTreeSet<Name>, run_dir: &Path) -> Option<Self> {
+    fn of(name: Name, chosen: &Chosen, run_dir: &Path) -> Option<Self> {
         let dir = GuestDir::of(run_dir, &name);
         let nics = read_record(&dir)?.nics;
-        let concerned = nics.values().any(|nic| networks.contains(&nic.network));
+        let mut networks = nics.values().map(|nic| &nic.network);
+        let concerned = chosen.guests.contains(&name)
+            || networks.any(|network| chosen.networks.contains(network));
         concerned.then(|| Self {
             name,
             nics: nics
                 .into_iter()
                 .map(|(index, nic)| {
                     let answer = stats::of(&stats_socket(&dir, index));
+                    let error = answer.as_ref().err().map(ToString::to_string);
+                    let stats = answer.unwrap_or_default();
                     NicStatus {
                         tap: nic.link().clone(),
                         network: nic.network,
-                        error: answer.as_ref().err().map(ToString::to_string),
-                        queues: answer.unwrap_or_default().queues,
+                        error,
+                        queues: stats.queues,
+                        refused: stats.refused,
                     }
                 })
                 .collect(),
@@ -106,6 +147,12 @@ impl GuestStatus {
             }
             for queue in &nic.queues {
                 say(format_args!("    {queue}"));
+            }
+            for RefusedFrame { at, reason, frame } in &nic.refused {
+                let ago = (now() as f64 - at).max(0.0);
+                say(format_args!(
+                    "    refused {ago:.0} s ago ({reason}): {frame}"
+                ));
             }
         }
     }

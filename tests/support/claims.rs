@@ -156,7 +156,7 @@ fn fragment(next: u8, offset: u16, more: bool) -> Vec<u8> {
 }
 
 /// A message about `target`, with `mac` in an option of this kind.
-fn discovery(kind: u8, target: &str, option: u8, mac: [u8; 6]) -> Vec<u8> {
+pub fn discovery(kind: u8, target: &str, option: u8, mac: [u8; 6]) -> Vec<u8> {
     let option = [&[option, 1][..], &mac].concat();
     [
         &[kind, 0, 0, 0, 0x60, 0, 0, 0][..],

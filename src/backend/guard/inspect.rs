@@ -3,7 +3,8 @@
 //!
 //! Only the frame's head is at hand, a copy that its sender can't change any more. Whatever must be seen has to be in it: a frame
 //! with so many VLAN tags, options or extension headers that it is not is refused, for what can't be seen may be anything.
-//! So are headers that contradict each other, whatever parts the policy has.
+//! So are headers that contradict each other, whatever parts the policy has. What lies behind a packet's end in its frame says
+//! nothing: whoever gets the packet cuts it off.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -81,9 +82,12 @@ pub struct Frame<'a> {
 pub struct Rights<'a> {
     /// What the guest is told it may claim.
     pub policy: &'a Policy,
-    /// What servers and routers gave it besides.
+    /// What servers and routers gave it besides: addresses, and prefixes that it may make itself addresses of.
     pub leased: &'a [IpNet],
 }
+
+/// The virtio-net header's word for a frame that is yet to be cut into packets (virtio 1.3 §5.1.6).
+const GSO_TYPE: usize = 1;
 
 type Verdict = Result<(), Reason>;
 
@@ -166,9 +170,18 @@ impl Frame<'_> {
     fn ipv4(&self, at: usize, rights: Rights<'_>) -> Verdict {
         let [version_and_length] = self.at(at)?;
         let header = usize::from(version_and_length & 0xf) * 4;
-        if version_and_length >> 4 != 4 || header < 20 {
+        let total = usize::from(u16::from_be_bytes(self.at(at + 2)?));
+        let is_whole = total == 0 && self.is_gso();
+        if version_and_length >> 4 != 4 || header < 20 || (total < header && !is_whole) {
             return Err(Reason::Malformed);
         }
+        match is_whole {
+            true => self.packet_of_ipv4(at, header, rights),
+            false => self.up_to(at + total)?.packet_of_ipv4(at, header, rights),
+        }
+    }
+
+    fn packet_of_ipv4(&self, at: usize, header: usize, rights: Rights<'_>) -> Verdict {
         let [protocol] = self.at(at + 9)?;
         let offset = u16::from_be_bytes(self.at(at + 6)?) & 0x1fff;
         let upper = Upper {
@@ -234,6 +247,17 @@ impl Frame<'_> {
         if version >> 4 != 6 {
             return Err(Reason::Malformed);
         }
+        let payload = usize::from(u16::from_be_bytes(self.at(at + 4)?));
+        // A jumbogram says its length in an option (RFC 2675).
+        let is_whole =
+            payload == 0 && (self.is_gso() || self.at(at + 6)? == [protocol::HOP_BY_HOP]);
+        match is_whole {
+            true => self.packet_of_ipv6(at, rights),
+            false => self.up_to(at + 40 + payload)?.packet_of_ipv6(at, rights),
+        }
+    }
+
+    fn packet_of_ipv6(&self, at: usize, rights: Rights<'_>) -> Verdict {
         let (upper, is_fragment) = self.upper_of_ipv6(at)?;
         let source = Ipv6Addr::from(self.at::<16>(at + 8)?);
         if !(source.is_unspecified() && self.may_lack_ipv6(&upper)?) {
@@ -338,7 +362,7 @@ impl Frame<'_> {
                 // Who asks without an address is about to take the one it asks for.
                 if source.is_unspecified() {
                     let target = Ipv6Addr::from(self.at::<16>(at + TARGET)?);
-                    rights.owns(target.into(), Reason::Neighbor)?;
+                    rights.may_ask_for(target)?;
                 }
                 self.link_layer_options(at + TARGET + 16, rights)
             }
@@ -370,6 +394,24 @@ impl Frame<'_> {
         Ok(())
     }
 
+    /// The address of which the sender asks whether anybody has it, for it is about to take it (RFC 4862 §5.4), in the form that
+    /// hosts send.
+    pub fn question(&self) -> Option<Ipv6Addr> {
+        const NEXT_HEADER: usize = 6;
+        const SOURCE: usize = 8;
+        const TARGET: usize = 40 + 8;
+        let mut at = 14;
+        while TAGS.contains(&u16::from_be_bytes(self.at(at - 2).ok()?)) {
+            at += 4;
+        }
+        let is_question = self.at(at - 2) == Ok(IPV6.to_be_bytes())
+            && self.at(at + NEXT_HEADER) == Ok([protocol::ICMPV6])
+            && self.at(at + 40) == Ok([icmp::V6_NEIGHBOR_SOLICITATION])
+            && self.at(at + SOURCE) == Ok([0; 16]);
+        let target = is_question.then(|| self.at::<16>(at + TARGET).ok())?;
+        target.map(Ipv6Addr::from)
+    }
+
     fn ports(&self, upper: &Upper) -> Result<[u16; 2], Reason> {
         let [a, b, c, d] = self.at(upper.at)?;
         Ok([u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])])
@@ -397,6 +439,22 @@ impl Frame<'_> {
         match place >= first {
             true => Ok(()),
             false => Err(Reason::Checksum),
+        }
+    }
+
+    fn is_gso(&self) -> bool {
+        self.header[GSO_TYPE] != 0
+    }
+
+    /// The frame as far as a packet goes.
+    fn up_to(&self, end: usize) -> Result<Self, Reason> {
+        match end <= self.len {
+            true => Ok(Self {
+                head: &self.head[..end.min(self.head.len())],
+                len: end,
+                ..*self
+            }),
+            false => Err(Reason::Malformed),
         }
     }
 
@@ -441,8 +499,8 @@ impl Rights<'_> {
             None => true,
             Some(addresses) => {
                 addresses.iter().any(|net| net.contains(&claimed))
-                    || self.leased.iter().any(|net| net.contains(&claimed))
-                    || is_link_local(claimed)
+                    || self.leased.contains(&claimed.into())
+                    || self.is_own_by_nature(claimed)
             }
         };
         match is_own && !is_others && (policy.addresses.is_none() || is_unicast(claimed)) {
@@ -450,12 +508,35 @@ impl Rights<'_> {
             false => Err(otherwise),
         }
     }
-}
 
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
+    /// Whether it is an address that the guest need not be given: in IPv4 whichever link-local one it has found free (RFC 3927), in
+    /// IPv6 what it makes of its own MAC address for its link and for the prefixes of routers (RFC 4862).
+    fn is_own_by_nature(&self, claimed: IpAddr) -> bool {
+        let claimed = match claimed {
+            IpAddr::V4(claimed) => return claimed.is_link_local(),
+            IpAddr::V6(claimed) => claimed,
+        };
+        let identifier = |address: Ipv6Addr| u128::from(address) as u64;
+        let own = self.policy.mac.map(|mac| identifier(mac.link_local()));
+        own == Some(identifier(claimed)) && self.may_be_made(claimed)
+    }
+
+    /// Whether a guest may make itself such an address at all, if nobody has it.
+    fn may_be_made(&self, address: Ipv6Addr) -> bool {
+        address.is_unicast_link_local()
+            || self
+                .leased
+                .iter()
+                .any(|net| net.contains(&IpAddr::V6(address)))
+    }
+
+    /// An address that is about to be taken is to be the guest's, or one that it may make itself.
+    fn may_ask_for(&self, address: Ipv6Addr) -> Verdict {
+        let is_others = self.policy.others.contains(&address.into());
+        match !is_others && self.may_be_made(address) {
+            true => Ok(()),
+            false => self.owns(address.into(), Reason::Neighbor),
+        }
     }
 }
 

@@ -19,6 +19,8 @@ const IPV6: [u8; 2] = [0x86, 0xdd];
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 const ROUTER_ADVERTISEMENT: u8 = 134;
+const NEIGHBOR_SOLICITATION: u8 = 135;
+const NEIGHBOR_ADVERTISEMENT: u8 = 136;
 const DHCP: [u8; 4] = [0, 67, 0, 68];
 const DHCPV6: [u8; 4] = [2, 35, 2, 34];
 
@@ -45,6 +47,26 @@ pub fn may_give(glance: &[u8; GLANCE]) -> bool {
         },
         _ => false,
     }
+}
+
+/// Whether a frame that begins so could be a word of another about the address that a guest is about to take.
+pub fn may_contest(glance: &[u8; GLANCE]) -> bool {
+    [glance[12], glance[13]] == IPV6
+        && glance[20] == ICMPV6
+        && (NEIGHBOR_SOLICITATION..=NEIGHBOR_ADVERTISEMENT).contains(&glance[54])
+}
+
+/// The address that another says it has, or is about to take itself (RFC 4862 §5.4.3, §5.4.4). What comes from `mac` is no other's.
+pub fn contested(frame: &[u8], mac: Option<MacAddr>) -> Option<Ipv6Addr> {
+    let source = frame.get(22..38)?;
+    let others = mac.is_none_or(|mac| frame[6..12] != mac.octets());
+    let is_word = match *frame.get(54)? {
+        NEIGHBOR_ADVERTISEMENT => true,
+        NEIGHBOR_SOLICITATION => source == [0; 16],
+        _ => false,
+    };
+    let target: [u8; 16] = frame.get(62..78)?.try_into().ok()?;
+    (others && is_word).then_some(target.into())
 }
 
 /// What a frame gives to the NIC with address `mac`. Without one nobody knows whose a DHCP server's answer is: bridges flood.

@@ -14,8 +14,10 @@ use crate::types::{InvalidValue, MacAddr, VlanId};
 pub struct Policy {
     /// `mac=MAC`: the only Ethernet address that frames come from.
     pub mac: Option<MacAddr>,
-    /// `ip` and `ip=NET`: the addresses that packets come from, besides link-local ones and what DHCP gave.
+    /// `ip=NET`: the addresses that packets come from, besides link-local ones.
     pub addresses: Option<Vec<IpNet>>,
+    /// `ip`: those, and what DHCP and routers give the NIC.
+    pub learns: bool,
     /// `not=IP`: others' addresses, even if they are among those.
     pub others: Vec<IpAddr>,
     /// `services`: no DHCP server's answers, no router's advertisements and redirects.
@@ -47,7 +49,10 @@ impl Policy {
     fn add(&mut self, word: &str) -> Option<()> {
         match word.split_once('=').unwrap_or((word, "")) {
             ("mac", mac) => self.mac = Some(mac.parse().ok()?),
-            ("ip", "") => drop(self.addresses.get_or_insert_default()),
+            ("ip", "") => {
+                self.addresses.get_or_insert_default();
+                self.learns = true;
+            }
             ("ip", net) => {
                 let host = || net.parse::<IpAddr>().ok().map(IpNet::from);
                 let net = net.parse().ok().or_else(host)?;
@@ -71,10 +76,9 @@ impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut words = Vec::new();
         words.extend(self.mac.map(|mac| format!("mac={mac}")));
-        if let Some(addresses) = &self.addresses {
-            words.push("ip".to_owned());
-            words.extend(addresses.iter().map(|net| format!("ip={net}")));
-        }
+        words.extend(self.learns.then(|| "ip".to_owned()));
+        let addresses = self.addresses.iter().flatten();
+        words.extend(addresses.map(|net| format!("ip={net}")));
         words.extend(self.others.iter().map(|ip| format!("not={ip}")));
         words.extend(self.no_services.then(|| "services".to_owned()));
         if let Some(vlans) = &self.vlans {

@@ -6,7 +6,7 @@
 //! or knows of epoll, so a test drives a pair with a ring in memory and a socketpair for a tap.
 //!
 //! **Transmit**: a burst's chains are taken first, so that the frames in them are on their way from memory while others are
-//! looked at; then the guard, if there is one, copies their heads and judges them; and then they are written to the tap together, virtio-net headers and all, straight from guest memory. The kernel checks
+//! looked at; then the guard, if there is one, copies them, or the heads of long ones, and judges the copies; and then they are written to the tap together, virtio-net headers and all, straight from guest memory. The kernel checks
 //! the header; a frame it refuses is dropped and counted.
 //!
 //! **Receive**: one `readv` straight into the buffers of as many chains as the last frame took, one nearly always, with the
@@ -31,7 +31,7 @@ use vm_memory::{MmapRegion, VolatileSlice};
 
 use super::counters::Counters;
 use super::dirty_log::RegionLog;
-use super::guard::Guard;
+use super::guard::{Guard, HEAD, Refusals};
 use super::heard::Heard;
 use super::rate::{Pacer, Quota};
 use super::ring::MAX_SIZE;
@@ -40,7 +40,7 @@ use crate::tap::{HeaderLen, TapQueue};
 pub use frame::{FrameFormat, MAX_FRAME};
 use frame::{frame_store, whole};
 use receive::{Held, Receive, Rooms};
-use transmit::{Gate, HEADS, Transmit};
+use transmit::{Gate, STORES, Transmit};
 
 /// The most chains taken in one burst of one direction, so that the other gets its turn, and the driver its chains back.
 pub const BURST: usize = 64;
@@ -106,6 +106,8 @@ pub struct QueuePair {
     pub tx_counters: Counters,
     /// Who the guest says it is.
     pub heard: Heard,
+    /// What of that was refused of late.
+    pub refusals: Refusals,
     /// Who the guest may say it is; anybody where `None`.
     guard: Option<Gatekeeper>,
     /// The limit of the first; none where `None`.
@@ -122,11 +124,12 @@ pub struct QueuePair {
     expected: usize,
 }
 
-/// A guard, and memory for the heads of a burst's frames.
+/// A guard, and memory for the frames of a burst or their heads.
 #[derive(Debug)]
 struct Gatekeeper {
     guard: Guard,
-    heads: MmapRegion<RegionLog>,
+    scratch: Box<[u8; HEAD]>,
+    stores: MmapRegion<RegionLog>,
 }
 
 impl QueuePair {
@@ -141,6 +144,7 @@ impl QueuePair {
             rx_counters: Counters::default(),
             tx_counters: Counters::default(),
             heard: Heard::default(),
+            refusals: Refusals::default(),
             guard: None,
             rx_pacer: None,
             tx_pacer: None,
@@ -160,10 +164,14 @@ impl QueuePair {
     /// Has `guard` look at what the guest sends.
     ///
     /// # Errors
-    /// Where there is no memory for the heads of a burst's frames.
+    /// Where there is no memory for the frames of a burst.
     pub fn set_guard(&mut self, guard: Guard) -> io::Result<()> {
-        let heads = MmapRegion::new(HEADS).map_err(io::Error::other)?;
-        self.guard = Some(Gatekeeper { guard, heads });
+        let stores = MmapRegion::new(STORES).map_err(io::Error::other)?;
+        self.guard = Some(Gatekeeper {
+            guard,
+            scratch: Box::new([0; HEAD]),
+            stores,
+        });
         Ok(())
     }
 
@@ -293,7 +301,9 @@ impl QueuePair {
         let (counters, heard) = (&mut self.tx_counters, &mut self.heard);
         let gate = self.guard.as_mut().map(|it| Gate {
             guard: &mut it.guard,
-            heads: whole(&it.heads),
+            refusals: &mut self.refusals,
+            scratch: &mut it.scratch,
+            stores: whole(&it.stores),
         });
         let transmit = Transmit::new(tap, self.format, counters, heard, gate, quota);
         let mut end = transmit.burst(&mut ring);

@@ -6,7 +6,7 @@ use arrayvec::ArrayVec;
 
 use super::super::chain::{BadChain, Direction};
 use super::super::counters::Counters;
-use super::super::guard::{Frame, Guard, HEAD, Reason};
+use super::super::guard::{Frame, Guard, HEAD, Reason, Refusal, Refusals};
 use super::super::heard::{Heard, Packet};
 use super::super::memory::{Slice, prefetch};
 use super::super::rate::Quota;
@@ -15,15 +15,21 @@ use super::frame::{ETHERNET, FrameFormat, MAX_FRAME, is_gso, part, read_at};
 use super::{BURST, BURST_BYTES, TxEnd};
 use crate::tap::TapQueue;
 
-/// A pair's guard, and its own memory for the heads of a burst's frames.
+/// A pair's guard, and its own memory for the frames of a burst, or for their heads.
 pub(super) struct Gate<'m> {
     pub guard: &'m mut Guard,
-    /// [`HEADS`] bytes.
-    pub heads: Slice<'m>,
+    pub refusals: &'m mut Refusals,
+    /// Where a head is looked at.
+    pub scratch: &'m mut [u8; HEAD],
+    /// [`STORES`] bytes.
+    pub stores: Slice<'m>,
 }
 
-/// Bytes of all heads.
-pub(super) const HEADS: usize = BURST * HEAD;
+/// Bytes of a frame's place there. One that fits is copied whole: a frame of one buffer is written at less cost than one of two.
+const STORE: usize = 2048;
+
+/// Bytes of all places.
+pub(super) const STORES: usize = BURST * STORE;
 
 /// One burst from a transmitq: chains are taken, looked at, written to the tap together, and given back.
 pub(super) struct Transmit<'m> {
@@ -108,8 +114,11 @@ impl<'m> Transmit<'m> {
                 return TxEnd::Throttled;
             }
             let begin = self.buffers.len();
-            let head = self.taken.len() * HEAD;
-            let store = self.gate.as_ref().map(|gate| part(gate.heads, head, HEAD));
+            let place = self.taken.len() * STORE;
+            let store = self
+                .gate
+                .as_ref()
+                .map(|gate| part(gate.stores, place, STORE));
             self.buffers.extend(store);
             let first = self.buffers.len();
             let Some((chain, bytes)) = ring.next(Direction::Readable, &mut self.buffers) else {
@@ -160,16 +169,18 @@ impl<'m> Transmit<'m> {
         let taken = &mut self.taken[number];
         if let Some(gate) = &mut self.gate {
             let buffers = &mut self.buffers[taken.buffers.clone()];
-            let (skipped, copied) = detach_head(buffers);
-            let mut head = [0; HEAD];
-            buffers[skipped].copy_to(&mut head[..copied]);
+            let whole = self.format.header.bytes() + bytes;
+            let (skipped, copied) = detach(buffers, if whole <= STORE { whole } else { HEAD });
+            let head = &mut gate.scratch[..copied.min(HEAD)];
+            buffers[skipped].copy_to(head);
             taken.buffers.start += skipped;
             let frame = Frame {
                 header: head.first_chunk().copied().unwrap_or_default(),
-                head: &head[self.format.header.bytes()..copied],
+                head: &head[self.format.header.bytes()..],
                 len: bytes,
             };
             if let Err(reason) = gate.guard.judge(&frame) {
+                gate.refusals.add(Refusal::new(reason, frame.head));
                 return Fate::Refused(reason);
             }
         }
@@ -218,11 +229,11 @@ impl<'m> Transmit<'m> {
     }
 }
 
-/// Copies the first bytes of the frame in `buffers` into the first of these, which is the pair's own, and cuts them off the
-/// others. Returns how many buffers are then to be left out at the front, and how many bytes were copied: the first that is not
+/// Copies the first `most` bytes of the frame in `buffers` into the first of these, which is the pair's own, and cuts them off
+/// the others. Returns how many buffers are then to be left out at the front, and how many bytes were copied: the first that is not
 /// left out has them.
-fn detach_head<'m>(buffers: &mut [Slice<'m>]) -> (usize, usize) {
-    let store = buffers[0];
+fn detach<'m>(buffers: &mut [Slice<'m>], most: usize) -> (usize, usize) {
+    let store = part(buffers[0], 0, most);
     let (mut skipped, mut copied) = (0, 0);
     while let Some(buffer) = buffers.get(skipped + 1).copied() {
         let len = buffer.len().min(store.len() - copied);
