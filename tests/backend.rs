@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -192,6 +193,46 @@ fn one_front_end_after_another_is_served_on_a_real_tap() {
     assert_eq!(backend.end(Signal::SIGTERM), Some(0));
     assert!(!world.socket().exists());
     assert!(ip("-o link").contains("t0"), "a tap that was there stays");
+}
+
+/// The page is nowhere: whoever touches it ends, and nobody else.
+#[test]
+fn memory_that_is_cut_short_ends_one_process_with_a_word() {
+    let world = World::new();
+    let log = world.dir.path().join("log");
+    let (memory, file) = guest_memory();
+    let mut tx = DriverRing::new(memory.mem(), MEMORY / 2, 64);
+    tx.start_at(0);
+    let events = Events::new();
+    let start = || {
+        let mut command = world.backend(&[]);
+        command.stderr(std::fs::File::create(&log).unwrap());
+        let backend = Backend(command.spawn().unwrap());
+        let front_end = RawFrontEnd(wait_for("a connection", || world.connect()));
+        front_end.u64(Req::SET_PROTOCOL_FEATURES, 1 << 3);
+        front_end.u64(Req::SET_FEATURES, VERSION_1 | PROTOCOL_FEATURES);
+        (backend, front_end)
+    };
+    let (mut backend, front_end) = start();
+    assert_eq!(front_end.set_mem_table(&file), 0);
+    front_end.set_up_ring(1, &tx, 0, &events);
+    front_end.state(Req::SET_VRING_ENABLE, 1, 1);
+    front_end.get_u64(Req::GET_FEATURES);
+    file.set_len(0).unwrap();
+    events.kick();
+    let ended = wait(&mut backend.0, BOUND).expect("its end");
+    assert_eq!(ended.signal(), Some(Signal::SIGBUS as i32));
+    let said = std::fs::read_to_string(&log).unwrap();
+    assert!(said.contains("guest memory is gone"), "{said}");
+    drop(front_end);
+
+    // The next one is told of the same memory, and does not take it.
+    let (backend, front_end) = start();
+    assert_ne!(front_end.set_mem_table(&file), 0);
+    assert_eq!(front_end.get_u64(Req::GET_QUEUE_NUM), 1);
+    let said = std::fs::read_to_string(&log).unwrap();
+    assert!(said.contains("of a file of 0"), "{said}");
+    drop(backend);
 }
 
 impl World {

@@ -12,6 +12,7 @@ use clap::{ArgMatches, Args, FromArgMatches};
 
 use super::features::Extra;
 use super::guard::Policy;
+use super::sandbox::UserIds;
 use super::stats::StatsAddr;
 use crate::types::{IfName, Mtu, QueuePairs, QueueSize, RateLimit};
 
@@ -75,6 +76,17 @@ pub struct BackendArgs {
     pub guard_leases: Option<PathBuf>,
     /// What is offered beyond the usual.
     pub offer: Vec<Extra>,
+    /// What the process gives up once it serves.
+    pub sandbox: Sandbox,
+}
+
+/// What a backend gives up once it serves (`sandbox`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sandbox {
+    /// All but what serving takes; as this user from there on, or else as the one that started it.
+    On(Option<UserIds>),
+    /// Nothing.
+    Off,
 }
 
 impl BackendArgs {
@@ -93,6 +105,7 @@ impl BackendArgs {
             guard: None,
             guard_leases: None,
             offer: Vec::new(),
+            sandbox: Sandbox::On(None),
         }
     }
 
@@ -125,6 +138,7 @@ impl BackendArgs {
             ("--tx-rate", self.tx_rate.map(|rate| rate.to_string())),
             ("--stats", self.stats.as_ref().map(ToString::to_string)),
             ("--guard", self.guard.as_ref().map(ToString::to_string)),
+            ("--user", self.sandbox.user().map(|user| user.to_string())),
         ];
         for (name, value) in given {
             if let Some(value) = value {
@@ -138,7 +152,18 @@ impl BackendArgs {
             option("--offer", extra.name().into());
         }
         argv.extend(client.then(|| "--client".into()));
+        argv.extend((self.sandbox == Sandbox::Off).then(|| "--no-sandbox".into()));
         argv
+    }
+}
+
+impl Sandbox {
+    /// As whom the process goes on, if not as it was started.
+    pub fn user(self) -> Option<UserIds> {
+        match self {
+            Self::On(user) => user,
+            Self::Off => None,
+        }
     }
 }
 
@@ -247,6 +272,14 @@ struct Flags {
     #[arg(long, value_name = "FEATURE[,FEATURE]", value_delimiter = ',')]
     offer: Vec<Extra>,
 
+    /// Go on as this user and group, by their numbers, once everything is open; the sockets' files then stay in the end
+    #[arg(long, value_name = "UID:GID", conflicts_with = "no_sandbox")]
+    user: Option<UserIds>,
+
+    /// Keep all rights that the process was started with, for debugging
+    #[arg(long)]
+    no_sandbox: bool,
+
     /// Print the JSON that tells a launcher what this back-end can do, and exit
     #[arg(long, exclusive = true)]
     print_capabilities: bool,
@@ -295,6 +328,10 @@ impl Flags {
             guard: self.guard,
             guard_leases: self.guard_leases,
             offer: self.offer,
+            sandbox: match self.no_sandbox {
+                true => Sandbox::Off,
+                false => Sandbox::On(self.user),
+            },
         })))
     }
 }
@@ -413,6 +450,7 @@ mod tests {
             ),
             guard_leases: Some("/run/nic0.leases".into()),
             offer: vec![Extra::Config, Extra::RingReset],
+            sandbox: Sandbox::On(Some(UserIds { uid: 7, gid: 8 })),
             ..BackendArgs::new(Endpoint::Inherited(3), HostLink::TapFds(vec![9, 8, 7, 6]))
         });
     }

@@ -25,6 +25,11 @@ pub struct DirtyLog {
     len: usize,
 }
 
+/// How many bytes `file` has, asked by a call that the sandbox knows.
+pub(super) fn file_len(file: &File) -> io::Result<u64> {
+    Ok(rustix::fs::fstat(file)?.st_size as u64)
+}
+
 impl DirtyLog {
     /// Maps `len` bytes at `offset` of `file`.
     ///
@@ -32,7 +37,7 @@ impl DirtyLog {
     /// The file is too short for that, or can't be mapped.
     pub fn map(file: File, offset: u64, len: u64) -> io::Result<Self> {
         let end = offset.checked_add(len).filter(|_| len > 0);
-        let size = file.metadata()?.len();
+        let size = file_len(&file)?;
         let Some(end) = end.filter(|end| *end <= size) else {
             let why = format!("a dirty log of {len} bytes at {offset} in a file of {size}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));

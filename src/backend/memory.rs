@@ -3,8 +3,11 @@
 //! Two address spaces meet here. Descriptors hold guest-physical addresses, which index [`GuestMemory::mem`];
 //! vring addresses come in the front-end's own address space and go through [`GuestMemory::translate`].
 //!
+//! A front-end may cut its files short while they are mapped. Nothing can be read or written then, and the kernel ends the process
+//! by SIGBUS; [`report_loss`] has it say why. Whoever watches over it starts the next one, which refuses such memory.
+//!
 //! May touch: the memory files it is given. This file is a home of unsafe code: one region made from a part of
-//! a mapping, and a hint to the CPU.
+//! a mapping, a hint to the CPU, and a handler for SIGBUS.
 
 #![allow(unsafe_code)]
 
@@ -20,7 +23,25 @@ use vm_memory::{
     GuestRegionMmap, MemoryRegionAddress, MmapRegion, VolatileSlice,
 };
 
-use super::dirty_log::{DirtyLog, RegionLog, SliceLog};
+use super::dirty_log::{DirtyLog, RegionLog, SliceLog, file_len};
+
+/// Has this process say why it ends when guest memory is gone under it. It ends all the same.
+///
+/// # Errors
+/// Those of `sigaction`.
+pub fn report_loss() -> io::Result<()> {
+    const LAST_WORDS: &[u8] =
+        b"guest memory is gone: the front-end has cut its file short, and this process can only end\n";
+    let report = || {
+        // There is nobody to tell of what fails here.
+        let _ = rustix::io::write(rustix::stdio::stderr(), LAST_WORDS);
+        let _ = signal_hook::low_level::emulate_default_handler(libc::SIGBUS);
+    };
+    // SAFETY: the action makes one system call without libc in between, and calls a function that is made for signal handlers;
+    // it allocates nothing and takes no lock.
+    unsafe { signal_hook::low_level::register(libc::SIGBUS, report) }?;
+    Ok(())
+}
 
 /// Guest memory by guest-physical address.
 pub type Mem = GuestMemoryMmap<RegionLog>;
@@ -225,7 +246,7 @@ fn map_region(
     let needed = region.file_len().ok_or(MemoryError::Bounds(index))?;
     let failed = |cause: io::Error| MemoryError::Map { index, cause };
     let file = file.try_clone().map_err(failed)?;
-    let size = file.metadata().map_err(failed)?.len();
+    let size = file_len(&file).map_err(failed)?;
     if needed > size {
         return Err(MemoryError::Truncated {
             index,

@@ -1,8 +1,11 @@
 //! The process around a device: where it meets its front-ends, its signals, one front-end at a time.
 
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::os::fd::{OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,15 +15,17 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use thiserror::Error;
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::args::{BackendArgs, BackendCommand, Endpoint, HostLink};
+use super::args::{BackendArgs, BackendCommand, Endpoint, HostLink, Sandbox};
 use super::capabilities::capabilities;
 use super::guard::{Guard, LeaseFile};
+use super::memory;
 use super::message::Connection;
 use super::queue_pair::QueuePair;
 use super::rate::{Limiter, Pacer};
+use super::sandbox::{self, Needs, SandboxError};
 use super::session::{Device, Limits, SessionError};
 use super::socket::{Socket, SocketError};
-use super::stats::{StatsError, StatsServer, render};
+use super::stats::{StatsAddr, StatsError, StatsServer, render};
 use super::worker::{Worker, WorkerError};
 use crate::signals::EndRequests;
 use crate::tap::{self, Tap, TapError, TapQueue};
@@ -73,6 +78,9 @@ pub enum BackendError {
         #[source]
         cause: io::Error,
     },
+    /// What serving does not take can't be given up.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// Counters can't be served.
     #[error(transparent)]
     Stats(#[from] StatsError),
@@ -102,13 +110,18 @@ pub fn run(command: &BackendCommand) -> Result<(), BackendError> {
 /// front-end leaves.
 ///
 /// Says `READY=1` to a service manager (`NOTIFY_SOCKET`, sd_notify(3)) once front-ends can connect, or, as a client, once
-/// it looks for one.
+/// it looks for one. By then it has given up what serving does not take ([`sandbox`]): this is for a process that does nothing
+/// else.
 ///
 /// # Errors
-/// See [`BackendError`]. The socket is removed in any case.
+/// See [`BackendError`]. The socket is removed in any case, unless as another user the process may not.
 pub fn serve(args: &BackendArgs) -> Result<(), BackendError> {
+    if let Sandbox::On(_) = args.sandbox {
+        sandbox::limit(args.queue_pairs)?;
+    }
     let inherited = Inherited::take(args)?; // before anything else gets a descriptor's number
     let signals = EndRequests::catch()?;
+    memory::report_loss()?;
     let (tap, queues) = match &args.link {
         HostLink::Tap(name) => Tap::open(name, args.queue_pairs)?,
         HostLink::Macvtap(name) => Tap::open_macvtap(name, args.queue_pairs)?,
@@ -120,14 +133,23 @@ pub fn serve(args: &BackendArgs) -> Result<(), BackendError> {
         mtu: args.mtu,
         extras: args.offer.clone(),
     };
-    let mut device = Device::new(Box::new(tap), start_workers(queues, args)?, limits);
+    let pairs = queue_pairs(queues, args)?;
     let stats = args.stats.as_ref().map(StatsServer::listen).transpose()?;
     let door = Door::open(&args.endpoint)?;
+    let front_end = inherited.front_end.map(Connection::new).transpose()?;
+    let manager = ServiceManager::connect();
+    if let Sandbox::On(_) = args.sandbox {
+        let needs = needs(args);
+        sandbox::leave_the_host(&needs)?;
+        sandbox::only_serve(&needs)?;
+    }
+
+    let poll = Duration::from_micros(args.poll_us.into());
+    let mut device = Device::new(Box::new(tap), start_workers(pairs, poll)?, limits);
     if matches!(&door, Door::Listener(socket) if socket.replaces_dead_one()) {
         device.succeed_a_dead_one();
     }
-    let front_end = inherited.front_end.map(Connection::new).transpose()?;
-    notify_ready();
+    manager.notify_ready();
     tracing::info!("serving {} on {}", args.link, args.endpoint);
 
     let mut manager = EventManager::new()?;
@@ -148,15 +170,14 @@ pub fn serve(args: &BackendArgs) -> Result<(), BackendError> {
     }
 }
 
-/// A worker a queue; all share the limits.
-fn start_workers(queues: Vec<TapQueue>, args: &BackendArgs) -> Result<Vec<Worker>, BackendError> {
+/// A pair a queue of the tap; all share the limits and the guard.
+fn queue_pairs(queues: Vec<TapQueue>, args: &BackendArgs) -> Result<Vec<QueuePair>, BackendError> {
     let limiter = |limit: Option<RateLimit>| limit.map(Limiter::new).map(Arc::new);
     let (rx, tx) = (limiter(args.rx_rate), limiter(args.tx_rate));
     let pacer = |limiter: &Option<Arc<Limiter>>| limiter.clone().map(Pacer::new).transpose();
-    let poll = Duration::from_micros(args.poll_us.into());
     let guard = guard(args)?;
-    let mut workers = Vec::with_capacity(queues.len());
-    for (index, mut queue) in queues.into_iter().enumerate() {
+    let mut pairs = Vec::with_capacity(queues.len());
+    for mut queue in queues {
         queue.set_attached(false)?; // until a front-end enables the pair
         let mut pair = QueuePair::new(queue)?;
         pair.rx_pacer = pacer(&rx)?;
@@ -164,9 +185,9 @@ fn start_workers(queues: Vec<TapQueue>, args: &BackendArgs) -> Result<Vec<Worker
         if let Some(guard) = &guard {
             pair.set_guard(guard.clone())?;
         }
-        workers.push(Worker::spawn(format!("pair{index}"), pair, poll)?);
+        pairs.push(pair);
     }
-    Ok(workers)
+    Ok(pairs)
 }
 
 fn guard(args: &BackendArgs) -> Result<Option<Guard>, BackendError> {
@@ -178,6 +199,30 @@ fn guard(args: &BackendArgs) -> Result<Option<Guard>, BackendError> {
     };
     let leases = args.guard_leases.as_ref().map(open).transpose()?;
     Ok(args.guard.clone().map(|policy| Guard::new(policy, leases)))
+}
+
+fn start_workers(pairs: Vec<QueuePair>, poll: Duration) -> Result<Vec<Worker>, WorkerError> {
+    let pairs = pairs.into_iter().enumerate();
+    pairs
+        .map(|(index, pair)| Worker::spawn(format!("pair{index}"), pair, poll))
+        .collect()
+}
+
+/// What is needed of the host from there on.
+fn needs(args: &BackendArgs) -> Needs {
+    let door = match &args.endpoint {
+        Endpoint::Listen(socket) => Some(socket.clone()),
+        Endpoint::Connect(_) | Endpoint::Inherited(_) => None,
+    };
+    let stats = match &args.stats {
+        Some(StatsAddr::Unix(socket)) => Some(socket.clone()),
+        Some(StatsAddr::Loopback(_)) | None => None,
+    };
+    Needs {
+        user: args.sandbox.user(),
+        sockets: door.into_iter().chain(stats).collect(),
+        dials: matches!(args.endpoint, Endpoint::Connect(_)),
+    }
 }
 
 /// What the process that started this one passed on.
@@ -431,8 +476,33 @@ impl MutEventSubscriber for Server {
     }
 }
 
-fn notify_ready() {
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        tracing::warn!("the service manager could not be told: {error}");
+/// Who waits to hear that this process is ready (`NOTIFY_SOCKET`, sd_notify(3)): connected to while that is still possible.
+struct ServiceManager(Option<UnixDatagram>);
+
+impl ServiceManager {
+    fn connect() -> Self {
+        let connect = |socket: OsString| {
+            let address = match socket.as_bytes() {
+                [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+                path => SocketAddr::from_pathname(OsStr::from_bytes(path)),
+            };
+            let connection = UnixDatagram::unbound()?;
+            connection.connect_addr(&address?)?;
+            Ok(connection)
+        };
+        let connected: Option<io::Result<_>> = std::env::var_os("NOTIFY_SOCKET").map(connect);
+        Self(connected.and_then(|connected| connected.inspect_err(not_told).ok()))
     }
+
+    fn notify_ready(self) {
+        if let Some(socket) = self.0
+            && let Err(error) = socket.send(b"READY=1")
+        {
+            not_told(&error);
+        }
+    }
+}
+
+fn not_told(error: &io::Error) {
+    tracing::warn!("the service manager could not be told: {error}");
 }

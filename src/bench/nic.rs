@@ -128,8 +128,7 @@ impl Nic {
     /// See [`NicError`].
     pub fn connect(socket: &Path, wish: Wish) -> Result<Self, NicError> {
         let rings = 2 * u64::from(wish.pairs);
-        let stream = UnixStream::connect(socket)
-            .map_err(|cause| NicError::Connect(socket.to_owned(), cause))?;
+        let stream = reach(socket).map_err(|cause| NicError::Connect(socket.to_owned(), cause))?;
         let peer = socket_peercred(&stream).map_err(io::Error::from)?;
         let mut front_end = Frontend::from_stream(stream, rings);
         let event_idx = negotiate(&mut front_end, wish)?;
@@ -532,7 +531,23 @@ impl Receiveq {
     }
 }
 
-/// Waits until somebody listens on `socket`.
+/// Connects to `socket`. Its file is there a moment before somebody listens.
+fn reach(socket: &Path) -> io::Result<UnixStream> {
+    const MOMENT: Duration = Duration::from_secs(1);
+    let end = Instant::now() + MOMENT;
+    loop {
+        match UnixStream::connect(socket) {
+            Err(error)
+                if error.kind() == io::ErrorKind::ConnectionRefused && Instant::now() < end =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            connected => return connected,
+        }
+    }
+}
+
+/// Waits until there is a `socket`.
 pub fn wait_for(socket: &Path) {
     let end = Instant::now() + PATIENCE;
     while !socket.exists() && Instant::now() < end {

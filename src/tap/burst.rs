@@ -1,10 +1,13 @@
 //! Many frames by one system call: writes through io_uring, with the tap as a fixed file, which spares looking it up for
-//! each frame. The price is that the kernel lets go of the tap some time after the death of a process, not at once.
+//! each frame. The price is that the kernel lets go of the tap some time after a process was killed, not at once.
 //!
 //! A burst is submitted and waited for in one call. A tap never makes a writer wait, so each write is done within that call, in
 //! the order of the entries, and nothing is under way between calls. That holds only for a queue that always has room: where one
 //! frame finds none and the next does, they would change places. Such queues, and hosts without io_uring (kernel before 6.1,
 //! `kernel.io_uring_disabled`, a seccomp filter), are written to frame by frame.
+//!
+//! A ring is good for writes to its tap and for nothing else, whoever gets hold of it: io_uring can open files and sockets past any
+//! seccomp filter, unless it is told once for all which operations it takes.
 //!
 //! This file is a home of unsafe code: entries that point into memory which a guest may change meanwhile.
 
@@ -13,7 +16,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use io_uring::{IoUring, opcode, types};
+use io_uring::register::Restriction;
+use io_uring::{IoUring, opcode, squeue, types};
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
@@ -21,6 +25,9 @@ use super::queue::{MAX_BUFFERS, iovec};
 
 /// The most frames of one system call.
 pub const DEPTH: usize = 64;
+
+/// `IORING_UNREGISTER_FILES` of `linux/io_uring.h`.
+const UNREGISTER_FILES: u8 = 3;
 
 /// The tap's place among fixed files.
 const TAP: types::Fixed = types::Fixed(0);
@@ -38,7 +45,7 @@ pub(super) struct WriteRing {
 unsafe impl Send for WriteRing {}
 
 impl WriteRing {
-    /// A ring for `tap`; to be used by the thread that makes it alone.
+    /// A ring for `tap`, at rest until [`Self::enable`].
     ///
     /// # Errors
     /// The kernel has no io_uring with deferred task work (6.1), or does not let this process have it.
@@ -48,13 +55,29 @@ impl WriteRing {
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_submit_all()
+            .setup_r_disabled()
             .build(DEPTH as u32)?;
-        ring.submitter().register_files(&[tap.as_raw_fd()])?;
+        let submitter = ring.submitter();
+        submitter.register_files(&[tap.as_raw_fd()])?;
+        submitter.register_restrictions(&mut [
+            Restriction::sqe_op(opcode::Write::CODE),
+            Restriction::sqe_op(opcode::Writev::CODE),
+            Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()),
+            Restriction::register_op(UNREGISTER_FILES),
+        ])?;
         Ok(Self {
             ring,
             iovecs: Vec::with_capacity(MAX_BUFFERS),
             results: [0; DEPTH],
         })
+    }
+
+    /// Makes it the calling thread's: no other can write through it from here on.
+    ///
+    /// # Errors
+    /// A seccomp filter that does not know of it.
+    pub(super) fn enable(&self) -> io::Result<()> {
+        self.ring.submitter().register_enable_rings()
     }
 
     /// Writes each of `frames`, at most [`DEPTH`], and tells in their order what became of them.
@@ -120,6 +143,14 @@ impl WriteRing {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for WriteRing {
+    /// Lets go of the tap: the kernel takes a ring itself apart behind the process.
+    fn drop(&mut self) {
+        // Where another thread than its own drops it, it keeps the tap for that while.
+        let _ = self.ring.submitter().unregister_files();
     }
 }
 

@@ -31,11 +31,38 @@ pub struct TapQueue {
 /// How several frames are written at once.
 #[derive(Debug)]
 enum Bursts {
-    /// By a ring, which is made by the thread that writes first.
-    Wanted,
+    /// By a ring that is at rest, for it is to be that of the thread that writes first.
+    Made(Box<WriteRing>),
+    /// By the ring of the thread that writes.
     Ring(Box<WriteRing>),
     /// One by one.
     No,
+}
+
+impl Bursts {
+    /// Those to `tap`, as far as the host allows.
+    fn of(tap: &OwnedFd) -> Self {
+        if !sys::always_has_room(tap) {
+            return Self::No;
+        }
+        let ring = WriteRing::new(tap).inspect_err(one_by_one);
+        ring.map_or(Self::No, |ring| Self::Made(Box::new(ring)))
+    }
+
+    /// From here on by the calling thread.
+    fn enabled(self) -> Self {
+        match self {
+            Self::Made(ring) => match ring.enable().inspect_err(one_by_one) {
+                Ok(()) => Self::Ring(ring),
+                Err(_) => Self::No,
+            },
+            other => other,
+        }
+    }
+}
+
+fn one_by_one(cause: &io::Error) {
+    tracing::debug!("frames are written one by one, without io_uring: {cause}");
 }
 
 impl TapQueue {
@@ -47,14 +74,10 @@ impl TapQueue {
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
-        let bursts = match sys::always_has_room(&fd) {
-            true => Bursts::Wanted,
-            false => Bursts::No,
-        };
         Ok(Self {
+            bursts: Bursts::of(&fd),
             fd,
             attached: None,
-            bursts,
         })
     }
 
@@ -142,20 +165,14 @@ impl TapQueue {
         burst
     }
 
-    /// The ring, which the kernel wants to be made by the thread that writes; none where frames are written one by one.
+    /// The ring; none where frames are written one by one.
     fn ring(&mut self) -> Option<&mut WriteRing> {
-        if let Bursts::Wanted = self.bursts {
-            self.bursts = WriteRing::new(&self.fd).map_or_else(
-                |error| {
-                    tracing::debug!("frames are written one by one, without io_uring: {error}");
-                    Bursts::No
-                },
-                |ring| Bursts::Ring(Box::new(ring)),
-            );
+        if let Bursts::Made(_) = self.bursts {
+            self.bursts = std::mem::replace(&mut self.bursts, Bursts::No).enabled();
         }
         match &mut self.bursts {
             Bursts::Ring(ring) => Some(ring),
-            Bursts::Wanted | Bursts::No => None,
+            Bursts::Made(_) | Bursts::No => None,
         }
     }
 
