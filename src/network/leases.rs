@@ -65,9 +65,14 @@ pub fn of_network(run_dir: &Path, name: &Name) -> Result<Vec<Lease>, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         Err(source) => return Err(Error::Leases { path, source }),
     };
+    Ok(read(name, &text))
+}
+
+/// The leases of network `name` in dnsmasq's list, by address; what is no lease there is passed over.
+pub fn read(name: &Name, text: &str) -> Vec<Lease> {
     let mut leases: Vec<Lease> = text.lines().filter_map(|line| parse(name, line)).collect();
     leases.sort_by_key(|lease| lease.ip);
-    Ok(leases)
+    leases
 }
 
 /// A line is the time of the end, the MAC address (the IAID of DHCPv6), the address, the name or `*`, and the client's id; the

@@ -23,7 +23,7 @@ mod confirm;
 pub mod inventory;
 pub mod ipvtap;
 pub mod journal;
-mod leases;
+pub mod leases;
 mod listeners;
 mod mended;
 mod netns;
