@@ -3,7 +3,7 @@
 //! A leaf: every other module may use it, it uses none of them and does no I/O.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU64;
 use std::str::FromStr;
 
@@ -88,6 +88,14 @@ impl MacAddr {
     /// The six bytes in the order of the wire.
     pub fn octets(self) -> [u8; 6] {
         self.0
+    }
+
+    /// The link-local address that IPv6 makes of it (RFC 4291 appendix A).
+    pub fn link_local(self) -> Ipv6Addr {
+        let [a, b, c, d, e, f] = self.0;
+        let words = [[a ^ 2, b], [c, 0xff], [0xfe, d], [e, f]];
+        let [a, b, c, d] = words.map(u16::from_be_bytes);
+        Ipv6Addr::new(0xfe80, 0, 0, 0, a, b, c, d)
     }
 }
 

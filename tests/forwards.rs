@@ -11,6 +11,7 @@ use support::party::{PORT, Party, is_echoed, seen_by, serve};
 const NETWORK: &str = r#"
 [networks.default]
 mode = "nat"
+host-access = ["all"] # else that alone would keep guests from what listens on 127.0.0.1
 subnet = "10.1.0.0/24"
 ipv6 = "fd00:1::/64"
 forwards = [

@@ -9,14 +9,14 @@ use support::host::said;
 use support::lab::{INTERNET, Lab, tiny};
 use support::netns::{difference, until};
 
-/// A lab whose file has a network `lan` with these lines, and a guest `web1` on it.
-fn lab(network: &str) -> Lab {
+/// A lab whose file has a network `lan` with these lines, and a guest `web1` on it, of whose NIC it says `nic` besides.
+fn lab(network: &str, nic: &str) -> Lab {
     let mut lab = Lab::new();
     lab.serve_leases();
     let guest = tiny("web1", 10, &[]);
     let (on_default, on_lan) = (
         "network = \"default\", ip = \"192.168.100.10\"",
-        "network = \"lan\"",
+        &format!("network = \"lan\"{nic}"),
     );
     assert!(guest.contains(on_default), "{guest}");
     let guest = guest.replace(on_default, on_lan);
@@ -54,7 +54,7 @@ fn status(lab: &Lab) -> String {
 
 #[test]
 fn a_guest_on_a_bridge_that_is_there_is_a_peer_on_the_lan() {
-    let lab = lab("mode = \"bridge\"\nbridge = \"br0\"");
+    let lab = lab("mode = \"bridge\"\nbridge = \"br0\"", "");
     // The host's uplink is a port of the admin's bridge, which has the host's address.
     let host = &lab.host;
     host.run("ip link add br0 type bridge");
@@ -87,7 +87,11 @@ fn a_guest_on_a_bridge_that_is_there_is_a_peer_on_the_lan() {
 
 #[test]
 fn a_guest_on_a_macvtap_is_a_peer_on_the_lan_and_not_the_hosts() {
-    let lab = lab("mode = \"macvtap\"\nuplink = \"up0\"\nmtu = 1400");
+    let lab = lab(
+        "mode = \"macvtap\"\nuplink = \"up0\"\nmtu = 1400",
+        // What the guest gives itself on a LAN, its guard must know.
+        ", addresses = [\"2001:db8::9:1234\"]",
+    );
     let host = &lab.host;
     let before = host.snapshot();
     let mut guest = Console::boot(&mut lab.ringtap("run web1"));

@@ -15,6 +15,7 @@ mode = "nat"
 subnet = "10.1.0.0/24"
 ipv6 = "fd00:1::/64"
 nat66 = true
+host-access = ["all"]
 routes = ["10.11.0.0/16 via 10.1.0.5", "fd00:11::/48 via fd00:1::5"]
 
 [networks.public]
@@ -136,7 +137,7 @@ fn what_is_behind_a_machine_is_reached_and_passes_as_the_networks_own() {
     host.netns.run("sysctl -w net.ipv6.icmp.ratelimit=0");
 
     let gateway = |text: &str| text.parse::<IpAddr>().unwrap();
-    let (yes, no) = ([true; 3], [false; 3]);
+    let (yes, no, pings) = ([true; 3], [false; 3], [false, false, true]);
     for (who, from, to, expected) in [
         ("host to NAT", &host.netns, nat.ip(false), yes),
         ("host to NAT", &host.netns, nat.ip(true), yes),
@@ -144,7 +145,7 @@ fn what_is_behind_a_machine_is_reached_and_passes_as_the_networks_own() {
         ("host to routed", &host.netns, routed.ip(true), yes),
         ("host to isolated", &host.netns, lab.ip(false), yes),
         ("NAT to host", &nat.netns, gateway("10.1.0.1"), yes),
-        ("isolated to host", &lab.netns, gateway("10.3.0.1"), yes),
+        ("isolated to host", &lab.netns, gateway("10.3.0.1"), pings),
         ("NAT out", &nat.netns, outside.ip(false), yes),
         ("NAT out", &nat.netns, outside.ip(true), yes),
         ("into NAT", &outside.netns, nat.ip(false), no),

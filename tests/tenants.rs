@@ -36,6 +36,7 @@ subnet = "192.168.1.0/24"
 ipv6 = "fd00:1::/64"
 nat66 = true
 forwards = ["tcp:2222 -> web:7777", "udp:2222 -> web:7777"]
+host-access = ["tcp:7777"]
 
 [networks.back]
 mode = "isolated"
@@ -183,6 +184,7 @@ fn equal_subnets_lead_out_are_forwarded_to_and_never_meet() {
     }
     // The host too, whose UDP would answer from the address that is nearest.
     assert!(sees("198.51.100.2:7777", &red.netns).is_some());
+    assert!(sees("198.51.100.2:7777", &blue.netns).is_none());
     let mut never = vec![
         (&back.netns, ip("198.51.100.1")),
         (&back.netns, ip("198.51.100.2")),
@@ -257,7 +259,7 @@ fn equal_subnets_lead_out_are_forwarded_to_and_never_meet() {
     for (family, from, to, expected) in [
         ("ipv4", "red", "red", "yes"),
         ("ipv4", "red", "(outside)", "yes"),
-        ("ipv4", "red", "(host)", "yes"),
+        ("ipv4", "red", "(host)", "no"), // but for what is named
         ("ipv4", "(host)", "red", "no"),
         ("ipv4", "(outside)", "red", "no"),
         ("ipv4", "red", "blue", "no"),

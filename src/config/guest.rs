@@ -8,6 +8,7 @@ use std::str::FromStr;
 use super::addresses::{Addresses, no_such_addresses};
 use super::cloud_init::CloudInit;
 use super::disk::Disk;
+use super::guard::Guard;
 use super::network::{Mode, Network, Rates, read_mtu};
 use super::problem::suggest;
 use super::reader::{Reader, Section};
@@ -119,7 +120,8 @@ pub struct Nic {
     pub ip: Option<Ipv4Addr>,
     /// The address DHCPv6 gives it; one of its range where there is none.
     pub ipv6: Option<Ipv6Addr>,
-    /// Addresses that the host routes to it besides, beyond those of the network; on an ipvtap, that it gets besides.
+    /// Addresses that the host routes to it besides, beyond those of the network; on an ipvtap, that it gets besides; on
+    /// another LAN, that its guest gives itself.
     pub addresses: Vec<IpAddr>,
     /// Its MAC address; derived from the guest's name and the NIC's number unless the file has one. An ipvtap has its
     /// uplink's instead.
@@ -132,6 +134,8 @@ pub struct Nic {
     pub rates: Rates,
     /// The VLANs of the network's bridge that it is in.
     pub vlans: NicVlans,
+    /// Which claims of its guest are checked.
+    pub guard: Guard,
 }
 
 impl Nic {
@@ -381,6 +385,7 @@ fn read_nic<'t>(
         "addresses",
         "rx-rate",
         "tx-rate",
+        "guard",
     ];
     reader.known_keys(table, &known);
     let network = reader
@@ -411,6 +416,8 @@ fn read_nic<'t>(
     let singles = parse_each::<IpAddr>(reader, table, "addresses", remedy)?;
     let own = Rates::read(reader, table);
     let (name, network) = network?;
+    let usual = network.value.as_ref().map(|network| network.guard);
+    let guard = Guard::read(reader, table, usual.unwrap_or_default());
     if let Some(network) = &network.value {
         if !vlans.is_default() && !network.heeds_vlans() {
             let key = if vlans.untagged.is_some() {
@@ -431,10 +438,7 @@ fn read_nic<'t>(
         } else {
             addresses.check(reader, table, network);
         }
-        let takes_singles = matches!(
-            network.mode,
-            Mode::Routed | Mode::Open | Mode::Ipvtap { .. }
-        );
+        let takes_singles = network.is_lan() || matches!(network.mode, Mode::Routed | Mode::Open);
         if !singles.is_empty() && !takes_singles {
             reader.problem(
                 &table.span_of("addresses"),
@@ -442,7 +446,7 @@ fn read_nic<'t>(
                 format!("network {name} routes nobody's addresses"),
                 "leave it out, or put the NIC on a network with mode = \"routed\"",
             );
-        } else if !network.is_told_addresses() {
+        } else if !network.is_lan() {
             check_singles(reader, table, &singles, network);
         }
     }
@@ -467,6 +471,7 @@ fn read_nic<'t>(
         queue_pairs,
         rates: own.or(usual.unwrap_or_default()),
         vlans,
+        guard,
     })
 }
 

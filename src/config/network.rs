@@ -9,6 +9,8 @@ use ipnet::IpNet;
 use super::dhcp::{self, Dhcp};
 use super::dns::{self, Dns};
 use super::forward::Forward;
+use super::guard::Guard;
+use super::host_access::{self, HostAccess};
 use super::problem::suggest;
 use super::reader::{At, Reader, Section};
 use super::route::{self, StaticRoute};
@@ -52,6 +54,8 @@ pub struct Network {
     pub proxy: Option<IfName>,
     /// Ports of the host that lead to guests; only on a NAT network.
     pub forwards: Vec<Forward>,
+    /// What of the host's own services its guests reach.
+    pub host_access: HostAccess,
     /// Whether its guests are kept from each other.
     pub isolate_guests: bool,
     /// Whether its bridge, one of the kernel's, heeds the VLANs of its ports.
@@ -60,6 +64,8 @@ pub struct Network {
     pub mtu: Option<Mtu>,
     /// How much each NIC on it may move, unless the file says so of the NIC.
     pub nic_rates: Rates,
+    /// Which claims of guests are checked, unless the file says so of the NIC.
+    pub guard: Guard,
     /// How much may come in by the gateway, to all of its guests together.
     pub rate_in: Option<RateLimit>,
     /// How much may leave by the gateway, of all of its guests together.
@@ -317,7 +323,7 @@ impl Mode {
         *self != Self::Isolated { host: false } && !self.is_lan()
     }
 
-    fn is_lan(&self) -> bool {
+    pub(super) fn is_lan(&self) -> bool {
         matches!(self, Self::Bridge { .. }) || self.taps_uplink()
     }
 
@@ -367,6 +373,8 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
         "shim",
         "switch",
         "datapath",
+        "guard",
+        "host-access",
     ];
     reader.known_keys(&section, &known);
     let mode = read_mode(reader, &section);
@@ -390,6 +398,8 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
     let domain = reader.parsed::<Domain>(&section, "domain", "write it as \"vm.internal\"");
     let mtu = read_mtu(reader, &section);
     let nic_rates = Rates::read(reader, &section);
+    let guard = Guard::read(reader, &section, Guard::default());
+    let host_access = host_access::read(reader, &section, mode.as_ref());
     let rate_in = read_gateway_rate(reader, &section, mode.as_ref(), "rate-in");
     let rate_out = read_gateway_rate(reader, &section, mode.as_ref(), "rate-out");
     let truth = |key| reader.boolean(&section, key).is_some_and(|at| at.value);
@@ -444,10 +454,12 @@ fn read_network<'t>(reader: &Reader<'t>, section: Section<'t>, name: Name) -> Re
             singles: Vec::new(), // guests are read later
             proxy,
             forwards: forwards?,
+            host_access,
             isolate_guests,
             vlan_filtering,
             mtu,
             nic_rates,
+            guard,
             rate_in,
             rate_out,
             name,

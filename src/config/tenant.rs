@@ -12,8 +12,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::reader::{Reader, Section};
 use super::{
-    Config, Dhcp, Dns, Forward, Ipv4, Mode, Network, Prefix, Rates, ReadMap, StaticRoute, Subnet,
-    Switch, Target, overlap,
+    Config, Dhcp, Dns, Forward, Guard, HostAccess, Ipv4, Mode, Network, Prefix, Rates, ReadMap,
+    StaticRoute, Subnet, Switch, Target, overlap,
 };
 use crate::types::{Family, Name, fnv1a};
 
@@ -174,10 +174,12 @@ fn router(config: &Config, tenant: Name, (subnet, prefix): (Subnet, Prefix)) -> 
         singles: Vec::new(),
         proxy: None,
         forwards: forwards.collect(),
+        host_access: HostAccess::together(networks.iter().map(|it| &it.host_access)),
         isolate_guests: false,
         vlan_filtering: false,
         mtu: largest.max_by_key(|mtu| u32::from(*mtu)),
         nic_rates: Rates::default(),
+        guard: Guard::default(),
         rate_in: None,
         rate_out: None,
     })

@@ -173,7 +173,7 @@ impl Guarded {
     ) -> Result<HostNic, HotplugError> {
         let run_dir = network::run_dir_path(&self.host.run_dir)?;
         let tap = IfName::for_tap(self.relaunch.name(), index);
-        let record = NicRecord::new(tap, index, nic, network, &run_dir, self.dir.path());
+        let record = NicRecord::new(tap, nic, network, &run_dir);
         self.record.nics.insert(index, record.clone());
         self.dir.write(&self.record)?;
         let made = HostNic::start(record, index, nic, network, self.dir.path())?;
@@ -286,6 +286,7 @@ fn nic_on(config: &Config, guest: &Name, index: usize, network: &Network) -> Nic
         queue_pairs: guest_of_file.map_or(QueuePairs::ONE, |it| it.usual_pairs()),
         rates: network.nic_rates,
         vlans: NicVlans::default(),
+        guard: network.guard,
     }
 }
 

@@ -174,7 +174,7 @@ pub fn launch(
             config: config.path().to_owned(),
             started: 0,
             ends: false,
-            nics: planned(config, guest, &run_dir, dir.path())?,
+            nics: planned(config, guest, &run_dir)?,
         },
         dir,
         relaunch: Relaunch {
@@ -204,11 +204,10 @@ fn planned(
     config: &Config,
     guest: &Guest,
     run_dir: &Path,
-    dir: &Path,
 ) -> Result<BTreeMap<usize, NicRecord>, GuestError> {
     let record = |(index, nic): (usize, &crate::config::Nic)| {
         let network = config.network(&nic.network)?;
-        let record = NicRecord::new(guest.tap(index), index, nic, network, run_dir, dir);
+        let record = NicRecord::new(guest.tap(index), nic, network, run_dir);
         Ok((index, record))
     };
     guest.nics.iter().enumerate().map(record).collect()

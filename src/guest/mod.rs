@@ -16,6 +16,7 @@
 //! `console` see to it. The supervisor alone changes anything of a guest, and holds the directory's lock while it does.
 
 mod accel;
+mod claims;
 mod commands;
 mod control;
 mod handed;

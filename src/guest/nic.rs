@@ -3,7 +3,9 @@
 //! What a NIC is made of is written down ([`NicRecord`]) before it is made: whoever takes over from a supervisor that died
 //! takes over its backends, or deletes what is left of them.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,7 +21,9 @@ use thiserror::Error;
 use super::process::{Process, background, last_line};
 use super::qemu::Wiring;
 use super::readiness::Readiness;
-use crate::backend::{BackendArgs, Endpoint, HostLink, StatsAddr};
+use super::{claims, user};
+use crate::backend::guard::Policy;
+use crate::backend::{BackendArgs, Endpoint, HostLink, Sandbox, StatsAddr};
 use crate::config::{Mode, Network, Nic};
 use crate::network::Addresses;
 use crate::network::ipvtap::{Ipvtap, IpvtapError, IpvtapWish};
@@ -89,6 +93,29 @@ pub fn stats_socket(dir: &Path, index: usize) -> PathBuf {
     dir.join(format!("nic{index}.stats"))
 }
 
+/// Where its guard keeps what the guest was given on `network`, as long as the guest runs: a NIC that comes back there has what it had.
+fn leases(dir: &Path, index: usize, network: &Name) -> PathBuf {
+    dir.join(format!("nic{index}.{network}.leases"))
+}
+
+/// The sockets of a backend, whose files it can't remove itself; they go with this value.
+#[derive(Debug)]
+struct Sockets([PathBuf; 2]);
+
+impl Sockets {
+    fn of(index: usize, dir: &Path) -> Self {
+        Self([socket(dir, index), stats_socket(dir, index)])
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            let _ = fs::remove_file(path); // it never was there, or goes with its directory
+        }
+    }
+}
+
 /// What a NIC is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NicRecord {
@@ -101,7 +128,7 @@ pub struct NicRecord {
     /// Those addresses of the guest's that nobody leases; records of older versions have none.
     #[serde(default)]
     static_addresses: Vec<IpAddr>,
-    /// The words after the program's name that make ringtap its backend.
+    /// The words after the program's name that make ringtap its backend; none while it is being made.
     backend: Vec<String>,
     /// What plugs it in.
     plug: Plug,
@@ -174,35 +201,36 @@ impl Plug {
 }
 
 impl NicRecord {
-    /// That of `nic`, number `index` of the guest with this directory, on `network`, for the ringtap with this run directory.
-    pub fn new(
-        tap: IfName,
-        index: usize,
-        nic: &Nic,
-        network: &Network,
-        run_dir: &Path,
-        dir: &Path,
-    ) -> Self {
-        let plug = Plug::new(tap, nic, network, run_dir);
-        let args = BackendArgs {
-            queue_pairs: nic.queue_pairs,
-            rx_rate: nic.rates.rx,
-            tx_rate: nic.rates.tx,
-            stats: Some(StatsAddr::Unix(stats_socket(dir, index))),
-            ..BackendArgs::new(Endpoint::Listen(socket(dir, index)), plug.host_link())
-        };
-        let words = args.to_argv();
+    /// That of `nic`, with its link on the host, on `network`, for the ringtap with this run directory.
+    pub fn new(link: IfName, nic: &Nic, network: &Network, run_dir: &Path) -> Self {
         Self {
             network: network.name.clone(),
             queue_pairs: nic.queue_pairs,
             mac: nic.mac,
             static_addresses: network.static_addresses(nic),
-            backend: words
-                .into_iter()
-                .map(|word| word.to_string_lossy().into_owned())
-                .collect(),
-            plug,
+            backend: Vec::new(),
+            plug: Plug::new(link, nic, network, run_dir),
             wiring: None,
+        }
+    }
+
+    /// How the backend of `nic` is started, number `index` of the guest with this directory, which may claim what `guard` says.
+    fn backend_args(
+        &self,
+        nic: &Nic,
+        guard: Option<Policy>,
+        index: usize,
+        dir: &Path,
+    ) -> BackendArgs {
+        BackendArgs {
+            queue_pairs: nic.queue_pairs,
+            rx_rate: nic.rates.rx,
+            tx_rate: nic.rates.tx,
+            stats: Some(StatsAddr::Unix(stats_socket(dir, index))),
+            guard_leases: guard.as_ref().map(|_| leases(dir, index, &self.network)),
+            guard,
+            sandbox: Sandbox::On(Some(user::of_backend(self.link()))),
+            ..BackendArgs::new(Endpoint::Listen(socket(dir, index)), self.plug.host_link())
         }
     }
 
@@ -225,6 +253,7 @@ impl NicRecord {
     /// Ends and deletes what is there of it.
     pub fn clean(&self, index: usize, dir: &Path) {
         drop(self.running_backend(index, dir).map(Process::from));
+        drop(Sockets::of(index, dir));
         self.plug.delete();
     }
 
@@ -235,12 +264,13 @@ impl NicRecord {
     }
 }
 
-/// A NIC with its backend at work. Everything of it goes away with this value: the process first, then the tap.
+/// A NIC with its backend at work. Everything of it goes away with this value: the process first, then its sockets and the tap.
 #[derive(Debug)]
 pub struct HostNic {
     index: usize,
     record: NicRecord,
     backend: Process,
+    _sockets: Sockets,
     log: PathBuf,
     port: Port,
 }
@@ -293,11 +323,16 @@ impl HostNic {
                 link: attached.mtu,
             });
         }
-        let log = dir.join(format!("nic{index}.log"));
-        let backend = start_and_wait(&record, &port, &log)?;
         if let Port::Ipvtap(ipvtap) = &port {
             record.mac = ipvtap.mac();
         }
+        let host = port::host_addresses(network)?;
+        let guard = claims::policy(nic, network, record.mac, &host);
+        let words = record.backend_args(nic, guard, index, dir).to_argv();
+        let words = words.iter().map(|word| word.to_string_lossy());
+        record.backend = words.map(Cow::into_owned).collect();
+        let log = dir.join(format!("nic{index}.log"));
+        let backend = start_and_wait(&record, &port, &log)?;
         record.wiring = Some(Wiring {
             socket: socket(dir, index),
             mac: record.mac,
@@ -309,6 +344,7 @@ impl HostNic {
             index,
             record,
             backend,
+            _sockets: Sockets::of(index, dir),
             log,
             port,
         })
@@ -340,6 +376,7 @@ impl HostNic {
             index,
             record,
             backend,
+            _sockets: Sockets::of(index, dir),
             log,
             port,
         }))

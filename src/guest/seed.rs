@@ -158,7 +158,11 @@ fn ethernet(network: &Network, nic: &Nic) -> Value {
     let mut config = Map::new();
     let mut set = |key: &str, value: Value| config.insert(key.to_owned(), value);
     set("match", json!({ "macaddress": nic.mac.to_string() }));
-    let told = network.static_addresses(nic);
+    // On a LAN they are what the guest gives itself, whoever tells it.
+    let told = match network.is_lan() && !network.is_told_addresses() {
+        true => Vec::new(),
+        false => network.static_addresses(nic),
+    };
     let (mut addresses, mut routes, mut servers) = (Vec::new(), Vec::new(), Vec::new());
     for family in Family::BOTH {
         let mut singles = told

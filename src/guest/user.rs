@@ -16,7 +16,8 @@ use nix::unistd::{Gid, Uid};
 use thiserror::Error;
 
 use super::accel::Accelerator;
-use crate::types::{Name, fnv1a};
+use crate::backend::UserIds;
+use crate::types::{IfName, Name, fnv1a};
 
 /// The first number of the range.
 const FIRST: u32 = 0x7000_0000;
@@ -111,6 +112,15 @@ impl User {
     }
 }
 
+/// As whom the backend of the NIC with this tap goes on: nobody else either, not even its guest's QEMU.
+pub fn of_backend(tap: &IfName) -> UserIds {
+    let number = FIRST + COUNT as u32 + (fnv1a(tap.as_str()) % COUNT) as u32;
+    UserIds {
+        uid: number,
+        gid: number,
+    }
+}
+
 /// The group that lets its members open /dev/kvm; none where everybody may.
 fn group_of_kvm() -> Result<Option<Gid>, UserError> {
     let there = Path::new(KVM).metadata().map_err(UserError::Lookup)?;
@@ -135,6 +145,9 @@ mod tests {
         assert_ne!(user("web1"), user("web2"));
         let number = user("web1").group();
         assert!((0x7000_0000..0x7100_0000).contains(&number));
+        let backend = |tap: &str| of_backend(&tap.parse().unwrap()).uid;
+        assert_ne!(backend("web1-0"), backend("web1-1"));
+        assert!((0x7100_0000..0x7200_0000).contains(&backend("web1-0")));
         assert!(!user("web1").is_root());
     }
 

@@ -24,7 +24,7 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::{Handle, RouteMessageBuilder};
 use thiserror::Error;
 
-use super::apply::netlink::{Netlink, NetlinkError};
+use super::apply::netlink::{Netlink, NetlinkError, own_address};
 use super::apply::tables::Tables;
 use super::apply::{dnsmasq, nft, ovs, sysctl};
 use super::inventory::{
@@ -523,16 +523,7 @@ fn is_leased(message: &AddressMessage, index: u32) -> bool {
 
 /// The address of `message`, if it is one of link `index` and not one that every link has.
 fn address_of(message: &AddressMessage, index: u32) -> Option<IpNet> {
-    // `Local` is the link's own, and `Address` the peer's on a point-to-point link; else they are one, and IPv6 has but
-    // the latter.
-    let mut own = None;
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Local(ip) => own = Some(*ip),
-            AddressAttribute::Address(ip) => own = own.or(Some(*ip)),
-            _ => {}
-        }
-    }
+    let own = own_address(message);
     let own = own.filter(|ip| message.header.index == index && !is_link_local(*ip))?;
     IpNet::new(own, message.header.prefix_len).ok()
 }

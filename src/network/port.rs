@@ -2,6 +2,7 @@
 //! tenant's namespace, and so is who serves them.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -125,6 +126,26 @@ impl Port {
         beside(self.tenant.as_ref(), delete).map_err(PortError::Namespace)??;
         Ok(detached?)
     }
+}
+
+/// The addresses that the host has where the guests of `network` are, from where that is ([`beside`]): nobody else's.
+///
+/// # Errors
+/// A link is missing, or the kernel refuses.
+pub fn host_addresses(network: &Network) -> Result<Vec<IpAddr>, PortError> {
+    let netlink = Netlink::open()?;
+    let shim = network.has_shim().then(|| network.own_bridge());
+    let mut all = Vec::new();
+    for link in shim.into_iter().chain([network.trunk()]) {
+        all.extend(netlink.addresses(&link)?);
+        if network.has_host() {
+            // A bridge gets it with its first port.
+            all.push(netlink.mac(&link)?.link_local().into());
+        }
+    }
+    all.sort_unstable();
+    all.dedup();
+    Ok(all)
 }
 
 /// What `work` gives where the networks of `tenant` are: in its namespace, or right here for those of none.

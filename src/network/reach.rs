@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Error;
 use super::policy::Policy;
 use crate::cli::ReportArgs;
-use crate::config::{Config, Forward, MacvtapMode, Mode, Network};
+use crate::config::{Config, Forward, HostAccess, MacvtapMode, Mode, Network};
 use crate::report::{print_json, say};
 use crate::types::{Family, Name};
 
@@ -34,6 +34,14 @@ pub fn reach(args: &ReportArgs) -> Result<(), Error> {
             "yes: can open connections; no: refused; admin: as the host's other rules say; \
              -: has no such addresses",
         );
+        let doors = chosen.iter().filter_map(|name| config.networks.get(name));
+        let doors: Vec<String> = doors.filter_map(doors_of).collect();
+        if !doors.is_empty() {
+            say("\nBesides its DHCP and DNS, guests reach of the host:");
+            doors
+                .iter()
+                .for_each(|doors| say(format_args!("  {doors}")));
+        }
         if !forwards.is_empty() {
             say("\nBesides, to everybody who reaches the host:");
             forwards
@@ -49,6 +57,18 @@ fn forwards(config: &Config, chosen: &BTreeSet<Name>) -> Vec<String> {
     let networks = networks.filter(|network| network.router_of().is_none());
     let all = networks.flat_map(|network| &network.forwards);
     all.map(Forward::to_string).collect()
+}
+
+/// What guests of `network` reach of the host by the file's word alone.
+fn doors_of(network: &Network) -> Option<String> {
+    let HostAccess::Only(ports) = &network.host_access else {
+        return None;
+    };
+    let ports: Vec<String> = ports
+        .iter()
+        .map(|(protocol, ports)| format!("{protocol}:{ports}"))
+        .collect();
+    (!ports.is_empty()).then(|| format!("{} {}", network.name, ports.join(" ")))
 }
 
 /// Somebody who opens connections, or to whom they are opened.
@@ -137,14 +157,21 @@ fn verdict(from: Party<'_>, to: Party<'_>, family: Family) -> Option<Verdict> {
         }
         (Party::Guests(from), Party::Guests(to)) => Some(leaves(from)?.and(enters(to)?)),
         // Between them and the host is the tenant's router.
-        (Party::Guests(network), Party::Host) if network.tenant.is_some() => leaves(network),
+        (Party::Guests(network), Party::Host) if network.tenant.is_some() => {
+            let is_open = network.host_access == HostAccess::All;
+            Some(leaves(network)?.and(Verdict::at(network, is_open)))
+        }
         (Party::Host, Party::Guests(network)) if network.tenant.is_some() => enters(network),
         (Party::Guests(network), Party::Host) | (Party::Host, Party::Guests(network)) => {
             network.prefix(family)?;
-            Some(if network.has_host() {
-                Verdict::Yes
-            } else {
-                Verdict::No
+            let from_guests = matches!(from, Party::Guests(_));
+            let is_open = network.has_host()
+                && (!from_guests
+                    || network.mode == Mode::Open
+                    || network.host_access == HostAccess::All);
+            Some(match is_open {
+                true => Verdict::Yes,
+                false => Verdict::No,
             })
         }
         (Party::Guests(network), Party::Outside) => leaves(network),

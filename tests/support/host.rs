@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use ringtap::config::{Config, Nic, NicVlans, Rates};
+use ringtap::config::{Config, Guard, Nic, NicVlans, Rates};
 use ringtap::types::{MacAddr, QueuePairs};
 use tempfile::TempDir;
 
@@ -152,6 +152,7 @@ pub fn nic(network: &str, mac: MacAddr) -> Nic {
         queue_pairs: QueuePairs::ONE,
         vlans: NicVlans::default(),
         rates: Rates::default(),
+        guard: Guard::default(),
     }
 }
 

@@ -14,7 +14,7 @@ use std::pin::Pin;
 use futures_util::TryStreamExt;
 use futures_util::future::join_all;
 use ipnet::IpNet;
-use rtnetlink::packet_route::address::AddressHeaderFlags;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
     BondMode as netlink_bond, BridgeStpState, BridgeVlanInfoFlags, InfoBridgePort, InfoData,
     InfoKind, InfoPortData, InfoPortKind, InfoVeth, IpVlanMode, LinkAttribute, LinkInfo,
@@ -637,6 +637,20 @@ impl Netlink {
         mac.ok_or_else(|| NetlinkError::no_link(name))
     }
 
+    /// The host's addresses on `name`.
+    ///
+    /// # Errors
+    /// The kernel's, or there is no such link.
+    pub fn addresses(&self, name: &IfName) -> Result<Vec<IpAddr>, NetlinkError> {
+        let index = self.index(name)?;
+        let doing = format!("list the addresses of {name}");
+        let messages: Vec<AddressMessage> = self.ask(doing, |handle| async move {
+            let request = handle.address().get().set_link_index_filter(index);
+            request.execute().try_collect().await
+        })?;
+        Ok(messages.iter().filter_map(own_address).collect())
+    }
+
     /// Puts `port`, which is one of a bridge that heeds VLANs, in `vlans` and no others.
     ///
     /// # Errors
@@ -782,6 +796,20 @@ pub fn is_port_of(link: &LinkMessage, master: &LinkMessage) -> bool {
     let index = master.header.index;
     let is = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::Controller(it) if *it == index);
     link.attributes.iter().any(is)
+}
+
+/// The address that a link has itself: `Local`, as `Address` is the peer's on a point-to-point link; else they are one, and IPv6
+/// has but the latter.
+pub fn own_address(message: &AddressMessage) -> Option<IpAddr> {
+    let mut own = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => own = Some(*ip),
+            AddressAttribute::Address(ip) => own = own.or(Some(*ip)),
+            _ => {}
+        }
+    }
+    own
 }
 
 /// The address of `link`, in the order of the wire.

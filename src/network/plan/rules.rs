@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use super::table_name;
-use crate::config::{Config, Forward, Mode, Network, Ports, Protocol};
+use crate::config::{Config, Forward, HostAccess, Mode, Network, Ports, Protocol};
 use crate::network::policy::Policy;
 use crate::types::{Family, RateLimit};
 
@@ -22,9 +22,10 @@ pub(super) fn table(config: &Config, network: &Network) -> Option<String> {
     let mut chains = vec![forward(network, &forwards)];
     chains.extend(network.rate_out.map(|limit| limited(OUT, limit)));
     chains.extend(network.rate_in.map(|limit| limited(IN, limit)));
-    if !network.has_host() {
-        chains.push(keep_off(network));
-    }
+    chains.extend(match network.has_host() {
+        true => to_host(network),
+        false => Some(keep_off(network)),
+    });
     if !forwards.is_empty() {
         chains.push(redirect(network, &forwards));
     }
@@ -198,6 +199,38 @@ fn limited(name: &str, limit: RateLimit) -> String {
         let _ = writeln!(text, "\t\tlimit rate over {over} drop"); // writing to a String can't fail
     }
     text + "\t\taccept\n\t}\n"
+}
+
+/// What guests open to the host itself, at whichever of its addresses: what the network serves, what the file names, and ICMP,
+/// by which they find the gateway, and find out what is wrong with their way to it.
+fn to_host(network: &Network) -> Option<String> {
+    let HostAccess::Only(ports) = &network.host_access else {
+        return None;
+    };
+    let own: &[&str] = match network.has_services() {
+        true => &["udp dport { 53, 67, 547 }", "tcp dport 53"],
+        false => &[],
+    };
+    let own = own.iter().map(|it| (*it).to_owned());
+    let named = ports.iter();
+    let named = named.map(|(protocol, ports)| format!("{protocol} dport {ports}"));
+    let accepted = [
+        "ct state established,related",
+        "meta l4proto { icmp, ipv6-icmp }",
+    ];
+    let accepted = accepted
+        .map(str::to_owned)
+        .into_iter()
+        .chain(own)
+        .chain(named);
+    let bridge = network.own_bridge();
+    let mut rules: Vec<String> = accepted
+        .map(|matches| format!("iifname \"{bridge}\" {matches} accept"))
+        .collect();
+    rules.push(format!(
+        "iifname \"{bridge}\" reject with icmpx admin-prohibited"
+    ));
+    Some(chain("input", "filter hook input priority filter", &rules))
 }
 
 /// A host without an address on the bridge still answers what is sent to one of its other addresses.
