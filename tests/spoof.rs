@@ -11,7 +11,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
-use ringtap::backend::guard::Reason;
 use support::claims::{Claim, forged, honest};
 use support::console::Console;
 use support::host::Host;
@@ -78,7 +77,7 @@ fn can_send(claim: &Claim) -> bool {
 }
 
 /// The initramfs of the tiny guest with perl, its libraries and the frames, in the folder `liar`.
-fn initrd(dir: &Path, tiny: &str) -> String {
+fn initrd(dir: &Path, tiny: &str, forged: &[Claim], honest: &[Claim]) -> String {
     for program in ["cpio", "ldd", "perl"] {
         require(program, "cpio, libc-bin or perl-base");
     }
@@ -95,8 +94,8 @@ fn initrd(dir: &Path, tiny: &str) -> String {
         fs::copy(library, liar.join(library.file_name().unwrap())).unwrap();
     }
     fs::write(liar.join("send.pl"), SENDER).unwrap();
-    fs::write(liar.join("forged"), lines(&claims_of_liars(), FORGED)).unwrap();
-    fs::write(liar.join("honest"), lines(&honest(), HONEST)).unwrap();
+    fs::write(liar.join("forged"), lines(forged, FORGED)).unwrap();
+    fs::write(liar.join("honest"), lines(honest, HONEST)).unwrap();
     let files = bounded(
         Command::new("find").arg(".").current_dir(dir.join("root")),
         "",
@@ -113,15 +112,6 @@ fn initrd(dir: &Path, tiny: &str) -> String {
     let path = dir.join("initrd");
     fs::write(&path, whole).unwrap();
     path.to_str().unwrap().to_owned()
-}
-
-fn claims_of_liars() -> Vec<Claim> {
-    forged().into_iter().map(|(claim, _)| claim).collect()
-}
-
-/// Why each of those is refused.
-fn reasons() -> Vec<Reason> {
-    forged().into_iter().map(|(_, reason)| reason).collect()
 }
 
 /// Those that no bridge passes on: from an address that nobody can have, or to one that is for bridges alone (IEEE 802.1D).
@@ -198,9 +188,11 @@ fn refused(host: &Host, index: usize) -> BTreeMap<String, u64> {
 
 #[test]
 fn what_a_real_guest_forges_is_seen_by_nobody_and_would_be_without_the_guard() {
+    let (forged, reasons): (Vec<_>, Vec<_>) = forged().into_iter().unzip();
+    let honest = honest();
     let [kernel, tiny, append] = tiny_guest();
     let dir = tempfile::tempdir().unwrap();
-    let initrd = initrd(dir.path(), &tiny);
+    let initrd = initrd(dir.path(), &tiny, &forged, &honest);
     let host = Host::new(&format!(
         "{NETWORKS}\n[guests.liar]\nmemory = \"256M\"\nkernel = {kernel:?}\ninitrd = {initrd:?}\nappend = {append:?}\n\
          nics = [\n  {{ network = \"kept\", mac = \"52:54:00:00:00:05\", ip = \"10.0.0.5\", ipv6 = \"fd00::5\" }},\n  \
@@ -218,7 +210,6 @@ fn what_a_real_guest_forges_is_seen_by_nobody_and_would_be_without_the_guard() {
         let perl = "/liar/ld-linux-x86-64.so.2 --library-path /liar /liar/perl";
         console.run(&format!("{perl} /liar/send.pl {link} </liar/{which}"));
     };
-    let (forged, honest) = (claims_of_liars(), honest());
     let last = |claims: &[Claim], first| numbered(claims, first).next_back().unwrap().0;
 
     send("eth0", "forged");
@@ -229,7 +220,7 @@ fn what_a_real_guest_forges_is_seen_by_nobody_and_would_be_without_the_guard() {
     assert_eq!(got_through, [""; 0]);
     let mut expected = BTreeMap::new();
     for (number, _) in numbered(&forged, FORGED) {
-        *expected.entry(reasons()[number].to_string()).or_insert(0) += 1;
+        *expected.entry(reasons[number].to_string()).or_insert(0) += 1;
     }
     assert_eq!(
         refused(&host, 0),

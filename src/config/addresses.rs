@@ -89,7 +89,8 @@ fn refuse_ipv6(ip: Ipv6Addr, network: &Network) -> Option<(String, String)> {
 /// What to do about an address that its network does not have because it lacks `key`.
 pub(super) fn no_such_addresses(network: &Network, key: &str) -> String {
     match network.is_lan() {
-        true => "leave it out: the LAN gives it".to_owned(),
+        true => "leave it out: the LAN gives it; what the guest gives itself goes into addresses"
+            .to_owned(),
         false => format!("give the network {key} = \"…\", or leave the address out"),
     }
 }

@@ -3,4 +3,4 @@
 #[path = "targets.rs"]
 mod targets;
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| targets::dhcp_leases(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| targets::leases(input));

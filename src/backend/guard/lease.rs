@@ -58,13 +58,12 @@ pub fn may_contest(glance: &[u8; GLANCE]) -> bool {
 
 /// The address that another says it has, or is about to take itself (RFC 4862 §5.4.3, §5.4.4). What comes from `mac` is no other's.
 pub fn contested(frame: &[u8], mac: Option<MacAddr>) -> Option<Ipv6Addr> {
+    if !may_contest(frame.first_chunk()?) {
+        return None;
+    }
     let source = frame.get(22..38)?;
     let others = mac.is_none_or(|mac| frame[6..12] != mac.octets());
-    let is_word = match *frame.get(54)? {
-        NEIGHBOR_ADVERTISEMENT => true,
-        NEIGHBOR_SOLICITATION => source == [0; 16],
-        _ => false,
-    };
+    let is_word = frame[54] == NEIGHBOR_ADVERTISEMENT || source == [0; 16];
     let target: [u8; 16] = frame.get(62..78)?.try_into().ok()?;
     (others && is_word).then_some(target.into())
 }

@@ -14,7 +14,7 @@ use crate::types::{InvalidValue, MacAddr, VlanId};
 pub struct Policy {
     /// `mac=MAC`: the only Ethernet address that frames come from.
     pub mac: Option<MacAddr>,
-    /// `ip=NET`: the addresses that packets come from, besides link-local ones.
+    /// `ip=NET`: the addresses that packets come from, besides those that any host makes itself on a link.
     pub addresses: Option<Vec<IpNet>>,
     /// `ip`: those, and what DHCP and routers give the NIC.
     pub learns: bool,
