@@ -10,9 +10,9 @@ use super::control::{Answer, Conversation, Phase, Request, State};
 use super::nic::stats_socket;
 use super::run_dir::{GuestDir, files, read_failure, read_record};
 use super::stats::{self, QueueCounters};
-use super::supervise::now;
 use super::supervisor::watch_all;
 use crate::cli::{HostArgs, ListArgs};
+use crate::clock::since_boot;
 use crate::config::Config;
 use crate::network::{self, Addresses};
 use crate::report::{print_json, say};
@@ -129,7 +129,8 @@ fn look(host: &HostArgs) -> Result<Vec<Guest>, GuestError> {
                 (None, None) if dir.exists() => GuestState::Starting,
                 (None, None) => GuestState::Stopped,
             },
-            uptime: pid.and(record.map(|record| now().saturating_sub(record.started))),
+            uptime: pid
+                .and(record.map(|record| since_boot().as_secs().saturating_sub(record.started))),
             pid,
             failure,
             nics: record

@@ -70,7 +70,7 @@ pub enum GuestDirError {
 pub struct Record {
     /// Where the file was that it was started from.
     pub config: PathBuf,
-    /// When QEMU was started last, in seconds since 1970; 0 before that.
+    /// When QEMU was started last, in seconds since boot; 0 before that.
     pub started: u64,
     /// Whether its end was asked for, or has come.
     #[serde(default)]

@@ -12,9 +12,9 @@ use super::GuestError;
 use super::nic::stats_socket;
 use super::run_dir::{GuestDir, read_record};
 use super::stats::{self, QueueCounters, RefusedFrame};
-use super::supervise::now;
 use super::supervisor::watch_all;
 use crate::cli::ReportArgs;
+use crate::clock::since_epoch;
 use crate::config::{Config, Problems};
 use crate::network::{self, StatusReport};
 use crate::report::{print_json, say};
@@ -149,7 +149,7 @@ impl GuestStatus {
                 say(format_args!("    {queue}"));
             }
             for RefusedFrame { at, reason, frame } in &nic.refused {
-                let ago = (now() as f64 - at).max(0.0);
+                let ago = (since_epoch().as_secs_f64() - at).max(0.0);
                 say(format_args!(
                     "    refused {ago:.0} s ago ({reason}): {frame}"
                 ));

@@ -14,7 +14,6 @@ use std::thread;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use rustix::time::{ClockId, clock_gettime};
 
 use super::apply;
 use super::apply::netlink::Netlink;
@@ -23,6 +22,7 @@ use super::journal::{Journal, Pending, RunDir, RunDirError};
 use super::plan::{Planned, Step};
 use super::{Error, run_dir_path};
 use crate::cli::{ConfirmArgs, GuardArgs};
+use crate::clock::since_boot;
 use crate::programs::Process;
 use crate::report::say;
 
@@ -102,7 +102,7 @@ pub fn guard(run_dir: &mut RunDir, steps: &[Planned], seconds: u32) -> Result<()
     run_dir.journal.pending = Some(Pending {
         before: Box::new(run_dir.journal.clone()),
         steps: steps.to_vec(),
-        deadline: uptime() + u64::from(seconds),
+        deadline: since_boot().as_secs() + u64::from(seconds),
         guard: child.id(),
     });
     Ok(())
@@ -114,7 +114,7 @@ pub fn guard(run_dir: &mut RunDir, steps: &[Planned], seconds: u32) -> Result<()
 /// The journal can't be written.
 pub fn ask(run_dir: &mut RunDir, seconds: u32) -> Result<(), RunDirError> {
     if let Some(pending) = &mut run_dir.journal.pending {
-        pending.deadline = uptime() + u64::from(seconds);
+        pending.deadline = since_boot().as_secs() + u64::from(seconds);
         run_dir.save()?;
         say(format_args!(
             "run `ringtap confirm --run-dir {}` within {seconds} s, or all of it is taken back",
@@ -172,7 +172,7 @@ pub fn take_back_unconfirmed(args: &GuardArgs) -> Result<(), Error> {
         let mut run_dir = RunDir::lock(&path)?;
         wait = match &run_dir.journal.pending {
             None => return Ok(run_dir.close()?),
-            Some(pending) => pending.deadline.saturating_sub(uptime()),
+            Some(pending) => pending.deadline.saturating_sub(since_boot().as_secs()),
         };
         if wait == 0 {
             let failures = take_back(&mut run_dir)?;
@@ -197,10 +197,5 @@ fn take_back(run_dir: &mut RunDir) -> Result<Vec<String>, Error> {
 /// How many seconds there are left to confirm in, if something waits for it.
 pub fn seconds_left(journal: &Journal) -> Option<u64> {
     let pending = journal.pending.as_ref()?;
-    Some(pending.deadline.saturating_sub(uptime()))
-}
-
-/// Seconds since this boot; those asleep count, and nobody sets this clock.
-fn uptime() -> u64 {
-    clock_gettime(ClockId::Boottime).tv_sec.unsigned_abs()
+    Some(pending.deadline.saturating_sub(since_boot().as_secs()))
 }

@@ -4,13 +4,13 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
 use super::plan::{files, network_dir};
 use super::{Error, run_dir_path};
 use crate::cli::ReportArgs;
+use crate::clock::since_epoch;
 use crate::config::Config;
 use crate::report::{print_json, say};
 use crate::types::{MacAddr, Name};
@@ -46,8 +46,7 @@ pub fn leases(args: &ReportArgs) -> Result<(), Error> {
         print_json(&all);
         return Ok(());
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.unwrap_or(Duration::ZERO).as_secs();
+    let now = since_epoch().as_secs();
     for lease in &all {
         say(line(lease, now));
     }

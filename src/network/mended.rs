@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use super::journal::{RunDirError, write_whole};
 use super::plan::{files, network_dir};
+use crate::clock::since_epoch;
 use crate::types::Name;
 
 /// How many times are kept.
@@ -55,7 +55,7 @@ pub struct Mending {
 impl Mending {
     /// How long ago it was, in words.
     pub fn age(&self) -> String {
-        age(now().saturating_sub(self.at))
+        age(since_epoch().as_secs().saturating_sub(self.at))
     }
 }
 
@@ -78,7 +78,7 @@ pub fn keep(
     for (name, steps) in networks {
         let mut all = read(run_dir, name);
         all.push(Mending {
-            at: now(),
+            at: since_epoch().as_secs(),
             by,
             steps: steps.clone(),
         });
@@ -89,11 +89,6 @@ pub fn keep(
         written.map_err(|source| RunDirError::new("write", &file, source))?;
     }
     Ok(())
-}
-
-fn now() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.unwrap_or(Duration::ZERO).as_secs()
 }
 
 fn age(seconds: u64) -> String {

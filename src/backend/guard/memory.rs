@@ -1,7 +1,7 @@
 //! What a NIC was given, in a file that the next process which serves it reads: a DHCP client that has its address does not ask
 //! again because a backend has died.
 //!
-//! The file is held open, and written whole by one call: a line a lease, as `10.0.0.9/32 1764000000`, with the second since 1970 at
+//! The file is held open, and written whole by one call: a line a lease, as `10.0.0.9/32 86400`, with the second since boot at
 //! which it ends, and blanks up to a size that has room for all of them.
 
 use std::fmt::Write as _;
@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -22,7 +22,7 @@ const LINE: usize = 43 + 1 + 20 + 1;
 #[derive(Debug)]
 pub struct LeaseFile {
     file: File,
-    kept: Vec<(IpNet, SystemTime)>,
+    kept: Vec<(IpNet, Duration)>,
 }
 
 impl LeaseFile {
@@ -44,8 +44,8 @@ impl LeaseFile {
         Ok(Self { file, kept })
     }
 
-    /// What was there when it was opened, each until when.
-    pub fn kept(&self) -> &[(IpNet, SystemTime)] {
+    /// What was there when it was opened, each until when, since boot.
+    pub fn kept(&self) -> &[(IpNet, Duration)] {
         &self.kept
     }
 
@@ -53,10 +53,9 @@ impl LeaseFile {
     ///
     /// # Errors
     /// Those of `pwrite`.
-    pub fn write(&self, leases: impl Iterator<Item = (IpNet, SystemTime)>) -> io::Result<()> {
+    pub fn write(&self, leases: impl Iterator<Item = (IpNet, Duration)>) -> io::Result<()> {
         let mut text = String::new();
         for (net, until) in leases {
-            let until = until.duration_since(UNIX_EPOCH).unwrap_or_default();
             // To a String, which takes everything.
             let _ = writeln!(text, "{net} {}", until.as_secs());
         }
@@ -67,10 +66,9 @@ impl LeaseFile {
     }
 }
 
-fn parse(line: &str) -> Option<(IpNet, SystemTime)> {
+fn parse(line: &str) -> Option<(IpNet, Duration)> {
     let (net, until) = line.split_once(' ')?;
-    let until = UNIX_EPOCH.checked_add(Duration::from_secs(until.parse().ok()?))?;
-    Some((net.parse().ok()?, until))
+    Some((net.parse().ok()?, Duration::from_secs(until.parse().ok()?)))
 }
 
 #[cfg(test)]
@@ -81,7 +79,7 @@ mod tests {
     fn what_is_written_is_read_again_whatever_was_there() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("nic0.leases");
-        let until = UNIX_EPOCH + Duration::from_secs(4_000_000_000);
+        let until = Duration::from_secs(4_000_000_000);
         let all: Vec<_> = (0..MOST_LEASES as u8)
             .map(|last| (format!("2001:db8::{last}/128").parse().unwrap(), until))
             .collect();

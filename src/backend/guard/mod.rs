@@ -23,7 +23,7 @@ mod refusal;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
@@ -33,6 +33,8 @@ pub use memory::LeaseFile;
 pub use policy::Policy;
 pub use reason::Reason;
 pub use refusal::{Refusal, Refusals};
+
+use crate::clock::since_boot;
 
 /// The first bytes of what a guest sends, virtio-net header and all, that are copied and looked at.
 pub const HEAD: usize = 192;
@@ -83,10 +85,10 @@ struct Leases {
 impl Leases {
     /// With those of `file` that have not ended.
     fn of(file: Option<LeaseFile>) -> Self {
-        let (now, clock) = (Instant::now(), SystemTime::now());
+        let (now, clock) = (Instant::now(), since_boot());
         let kept = file.as_ref().map(LeaseFile::kept).unwrap_or_default();
         let left = kept.iter().filter_map(|(net, until)| {
-            let left = until.duration_since(clock).ok()?;
+            let left = until.checked_sub(clock)?;
             Some((*net, now.checked_add(left)))
         });
         Self {
@@ -143,10 +145,10 @@ impl Leases {
     /// Writes them down for the next process.
     fn keep(&self) {
         let Some(file) = &self.file else { return };
-        let (now, clock) = (Instant::now(), SystemTime::now());
-        let lasting = self.all.iter().filter_map(|(net, until)| {
+        let (now, clock) = (Instant::now(), since_boot());
+        let lasting = self.all.iter().map(|(net, until)| {
             let left = until.map_or(FOR_EVER, |until| until.saturating_duration_since(now));
-            Some((*net, clock.checked_add(left)?))
+            (*net, clock + left)
         });
         if let Err(error) = file.write(lasting) {
             tracing::warn!("what the guest was given can't be kept: {error}");
