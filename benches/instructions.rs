@@ -11,11 +11,10 @@ mod bursts;
 
 use std::process::{Command, ExitCode};
 
-use bursts::{Bursts, Chains, FRAMES};
+use bursts::{Bursts, CHAINS, Chains, FRAMES};
 use support::driver::Kind;
 
 const KINDS: [Kind; 2] = [Kind::Split, Kind::Packed];
-const CHAINS: [Chains; 3] = [Chains::Whole, Chains::Parts, Chains::Indirect];
 
 /// Bursts of a short run and of a long one: what comes once is in both.
 const BURSTS: [u64; 2] = [100, 1100];

@@ -9,7 +9,7 @@ mod bursts;
 
 use std::time::{Duration, Instant};
 
-use bursts::{Bursts, Chains, FRAMES};
+use bursts::{Bursts, CHAINS, FRAMES};
 use criterion::{Criterion, Throughput};
 use support::driver::Kind;
 
@@ -17,7 +17,7 @@ fn transmit(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("transmit");
     group.throughput(Throughput::Elements(FRAMES.into()));
     for kind in [Kind::Split, Kind::Packed] {
-        for chains in [Chains::Whole, Chains::Parts, Chains::Indirect] {
+        for chains in CHAINS {
             let mut bursts = Bursts::new(kind, chains);
             group.bench_function(format!("{kind:?}, {chains:?}"), |bencher| {
                 bencher.iter_custom(|times| (0..times).map(|_| timed(&mut bursts)).sum());

@@ -5,12 +5,14 @@ use std::fs::File;
 use std::sync::Arc;
 
 use ringtap::backend::features::Features;
+use ringtap::backend::guard::Guard;
 use ringtap::backend::memory::GuestMemory;
 use ringtap::backend::queue_pair::{FrameFormat, QueuePair, TxEnd};
 use ringtap::backend::ring::{RingLayout, RingPosition};
 use ringtap::backend::vring::Started;
 use ringtap::tap::{HeaderLen, TapQueue};
 
+use super::support::claims::{POLICY, honest};
 use super::support::driver::{Buffer, DriverRing, Kind, frame, guest_memory};
 
 /// Frames of a burst.
@@ -25,11 +27,21 @@ const RING_PACKED: u64 = 1 << 34;
 pub enum Chains {
     /// One buffer.
     Whole,
+    /// One buffer with a UDP packet, which a guard looks at.
+    Guarded,
     /// A header and a frame.
     Parts,
     /// The same, in an indirect table.
     Indirect,
 }
+
+/// All of them.
+pub const CHAINS: [Chains; 4] = [
+    Chains::Whole,
+    Chains::Guarded,
+    Chains::Parts,
+    Chains::Indirect,
+];
 
 /// The pair, and the driver's side of its transmitq.
 pub struct Bursts {
@@ -40,11 +52,11 @@ pub struct Bursts {
 
 impl Bursts {
     /// Frames of 64 bytes in chains of this kind, in a ring of that one.
-    pub fn new(kind: Kind, chains: Chains) -> Self {
+    pub fn new(kind: Kind, load: Chains) -> Self {
         let (memory, _) = guest_memory();
         let memory: &'static Arc<GuestMemory> = Box::leak(Box::new(memory)); // as long as the program
         let mut ring = DriverRing::of_kind(kind, memory.mem(), 0, SIZE);
-        let chains = (0..FRAMES).map(|_| chain(&mut ring, chains)).collect();
+        let chains = (0..FRAMES).map(|_| chain(&mut ring, load)).collect();
 
         let swallows = File::options().read(true).write(true).open("/dev/null");
         let tap = TapQueue::from_fd(swallows.expect("/dev/null").into()).expect("a queue");
@@ -66,6 +78,10 @@ impl Bursts {
             position: position.expect("its beginning"),
             kick: None,
         });
+        if let Chains::Guarded = load {
+            let policy = POLICY.parse().expect("a policy");
+            pair.set_guard(Guard::new(policy, None)).expect("memory");
+        }
         Self { pair, ring, chains }
     }
 
@@ -80,7 +96,8 @@ impl Bursts {
     /// The device writes it to the tap.
     pub fn transmit(&mut self) {
         let before = self.pair.tx_counters.frames;
-        assert_eq!(self.pair.process_tx(), TxEnd::RingEmpty);
+        let end = self.pair.process_tx();
+        assert!(matches!(end, TxEnd::More | TxEnd::RingEmpty), "{end:?}");
         assert_eq!(self.pair.tx_counters.frames - before, u64::from(FRAMES));
     }
 }
@@ -90,10 +107,17 @@ fn chain(ring: &mut DriverRing<'static>, chains: Chains) -> Vec<Buffer> {
     let (header, rest) = bytes.split_at(12);
     match chains {
         Chains::Whole => vec![ring.readable(&bytes)],
+        Chains::Guarded => vec![ring.readable(&[&[0; 12], &packet()[..]].concat())],
         Chains::Parts => vec![ring.readable(header), ring.readable(rest)],
         Chains::Indirect => {
             let parts = [ring.readable(header), ring.readable(rest)];
             vec![ring.indirect(&parts)]
         }
     }
+}
+
+/// One that the guest may send.
+fn packet() -> Vec<u8> {
+    let udp = honest().into_iter().find(|claim| claim.name == "UDP");
+    udp.expect("one of those").frame
 }

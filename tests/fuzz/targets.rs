@@ -22,7 +22,7 @@ use ringtap::backend::session::{Device, Limits};
 use ringtap::backend::vring::Started;
 use ringtap::backend::worker::Worker;
 use ringtap::config::Config;
-use ringtap::network::leases;
+use ringtap::network;
 use ringtap::tap::{HeaderLen, Offloads, TapQueue, TapSettings};
 use rustix::fs::MemfdFlags;
 use rustix::net::{
@@ -30,18 +30,7 @@ use rustix::net::{
     SocketType,
 };
 use vm_memory::{Bytes as _, GuestAddress};
-
-/// A target's name and what it does with an input.
-pub type Target = (&'static str, fn(&[u8]));
-
-/// All of them.
-pub const ALL: [Target; 5] = [
-    ("guard", guard),
-    ("rings", rings),
-    ("messages", messages),
-    ("config", config),
-    ("leases", dhcp_leases),
-];
+use vmm_sys_util::eventfd::EventFd;
 
 /// An input that is taken from the front; zeroes beyond its end.
 struct Input<'a>(&'a [u8]);
@@ -92,11 +81,13 @@ pub fn guard(input: &[u8]) {
         guard.refresh();
         if outwards & 1 == 1 {
             let head = &frame[..frame.len().min(HEAD - header.len())];
-            let judged = guard.judge(&Frame {
+            let claim = Frame {
                 header,
                 head,
                 len: frame.len(),
-            });
+            };
+            let judged = guard.judge(&claim);
+            assert_eq!(judged, guard.examine(&claim), "what has passed before");
             if let (Ok(()), Some(mac)) = (judged, mac) {
                 assert_eq!(frame.get(6..12), Some(&mac.octets()[..]));
             }
@@ -230,7 +221,8 @@ pub fn messages(input: &[u8]) {
     let mut input = Input(input);
     let (tap, _host) = packets();
     let pair = QueuePair::new(TapQueue::from_fd(tap).expect("a queue")).expect("memory");
-    let worker = Worker::spawn("fuzz".into(), pair, Duration::ZERO).expect("a thread");
+    let lost = Arc::new(EventFd::new(0).expect("an eventfd"));
+    let worker = Worker::spawn("fuzz".into(), pair, Duration::ZERO, lost).expect("a thread");
     let mut device = Device::new(Box::new(NoSettings), vec![worker], Limits::default());
     let (ours, theirs) = UnixStream::pair().expect("a socketpair");
     let connection = Connection::new(theirs).expect("a connection");
@@ -296,9 +288,9 @@ pub fn config(input: &[u8]) {
 }
 
 /// Lists of leases: dnsmasq's, and a guard's own.
-pub fn dhcp_leases(input: &[u8]) {
-    let network = "default".parse().expect("a name");
-    let _ = leases::read(&network, &String::from_utf8_lossy(input));
+pub fn leases(input: &[u8]) {
+    let name = "default".parse().expect("a name");
+    let _ = network::leases::read(&name, &String::from_utf8_lossy(input));
     let mut file = memfd(0);
     file.write_all(input).expect("memory");
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));

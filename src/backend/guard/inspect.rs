@@ -12,6 +12,7 @@ use ipnet::IpNet;
 
 use super::policy::Policy;
 use super::reason::Reason;
+use crate::types::MacAddr;
 
 /// The virtio-net header's flag for a checksum that is yet to be made, and where it says of what and where to (virtio 1.3 §5.1.6).
 const NEEDS_CSUM: u8 = 1;
@@ -23,7 +24,9 @@ const ARP: u16 = 0x0806;
 const RARP: u16 = 0x8035;
 const IPV6: u16 = 0x86dd;
 /// EtherTypes that announce a VLAN tag: customer's, service provider's, and the latter's before it was standardised.
-const TAGS: [u16; 3] = [0x8100, 0x88a8, 0x9100];
+const TAG: u16 = 0x8100;
+const SERVICE_TAG: u16 = 0x88a8;
+const OLD_SERVICE_TAG: u16 = 0x9100;
 
 /// IP protocol numbers.
 mod protocol {
@@ -97,11 +100,7 @@ impl Frame<'_> {
     /// # Errors
     /// Why it may not.
     pub fn judge(&self, rights: Rights<'_>) -> Verdict {
-        if rights
-            .policy
-            .mac
-            .is_some_and(|mac| self.at(6) != Ok(mac.octets()))
-        {
+        if !self.comes_from(rights.policy.mac) {
             return Err(Reason::SourceMac);
         }
         let (ether_type, at) = self.payload(rights.policy)?;
@@ -115,20 +114,81 @@ impl Frame<'_> {
         }
     }
 
+    /// Whether its source is `mac`, where it matters.
+    pub fn comes_from(&self, mac: Option<MacAddr>) -> bool {
+        mac.is_none_or(|mac| self.at(6) == Ok(mac.octets()))
+    }
+
+    /// The source of an ordinary packet: a whole one of TCP or UDP, untagged and without options. It claims an Ethernet address and this, and
+    /// nothing else: [`Frame::judge`] lets it pass if the guest owns both, and this is asked for every frame.
+    pub fn ordinary_source(&self) -> Option<IpAddr> {
+        let be = |at: usize| u16::from_be_bytes([self.head[at], self.head[at + 1]]);
+        let (source, upper, end) = match self.head {
+            [_, _, _, _, _, _, _, _, _, _, _, _, 0x08, 0x00, 0x45, ..] => {
+                let head = self.head.first_chunk::<38>()?;
+                if be(20) & 0x3fff != 0 {
+                    return None; // a fragment
+                }
+                let source = Ipv4Addr::from(self.at::<4>(26).ok()?);
+                (
+                    IpAddr::from(source),
+                    (head[23], 34),
+                    14 + usize::from(be(16)),
+                )
+            }
+            [
+                _,
+                _,
+                _,
+                _,
+                _,
+                _,
+                _,
+                _,
+                _,
+                _,
+                _,
+                _,
+                0x86,
+                0xdd,
+                0x60..=0x6f,
+                ..,
+            ] => {
+                let head = self.head.first_chunk::<58>()?;
+                let source = Ipv6Addr::from(self.at::<16>(22).ok()?);
+                (source.into(), (head[20], 54), 54 + usize::from(be(18)))
+            }
+            _ => return None,
+        };
+        let upper = Upper {
+            protocol: upper.0,
+            at: upper.1,
+            is_first: true,
+        };
+        let says_nothing = match upper.protocol {
+            protocol::TCP => true,
+            protocol::UDP => !is_service(be(upper.at)) && !is_service(be(upper.at + 2)),
+            _ => false,
+        };
+        let is_whole = upper.at + 8 <= end && end <= self.len;
+        (says_nothing && is_whole && self.checksum_is_behind(Some(&upper)).is_ok())
+            .then_some(source)
+    }
+
     /// What is behind the Ethernet header and its tags, and where.
     fn payload(&self, policy: &Policy) -> Result<(u16, usize), Reason> {
         let mut at = 12;
         loop {
             let ether_type = u16::from_be_bytes(self.at(at)?);
             at += 2;
-            if !TAGS.contains(&ether_type) {
+            if !is_tag(ether_type) {
                 return Ok((ether_type, at));
             }
             if let Some(allowed) = &policy.vlans {
                 let id = u16::from_be_bytes(self.at(at)?) & 0xfff;
                 let is_own = allowed.iter().any(|vlan| vlan.get() == id);
                 // A tag within a tag is for a bridge that would take off the outer one.
-                if ether_type != TAGS[0] || at != 14 || !is_own {
+                if ether_type != TAG || at != 14 || !is_own {
                     return Err(Reason::Vlan);
                 }
             }
@@ -401,7 +461,7 @@ impl Frame<'_> {
         const SOURCE: usize = 8;
         const TARGET: usize = 40 + 8;
         let mut at = 14;
-        while TAGS.contains(&u16::from_be_bytes(self.at(at - 2).ok()?)) {
+        while is_tag(u16::from_be_bytes(self.at(at - 2).ok()?)) {
             at += 4;
         }
         let is_question = self.at(at - 2) == Ok(IPV6.to_be_bytes())
@@ -467,6 +527,14 @@ impl Frame<'_> {
             None => Err(Reason::Hidden),
         }
     }
+}
+
+fn is_service(port: u16) -> bool {
+    matches!(port, port::DHCP_SERVER | port::DHCPV6_SERVER)
+}
+
+fn is_tag(ether_type: u16) -> bool {
+    matches!(ether_type, TAG | SERVICE_TAG | OLD_SERVICE_TAG)
 }
 
 /// What an IP header is followed by.

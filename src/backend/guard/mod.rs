@@ -20,6 +20,7 @@ mod policy;
 mod reason;
 mod refusal;
 
+use std::cell::Cell;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -60,6 +61,8 @@ pub struct Guard {
     generation: u64,
     /// When one of them ends, or another begins.
     until: Option<Instant>,
+    /// Whom packets of either family came from that passed last.
+    known: Cell<[Option<IpAddr>; 2]>,
 }
 
 /// What the pairs of a NIC have in common.
@@ -169,6 +172,7 @@ impl Guard {
             leased: Vec::new(),
             generation: 0,
             until: None,
+            known: Cell::default(),
         }
     }
 
@@ -190,14 +194,35 @@ impl Guard {
             .store(!leases.asked.is_empty(), Ordering::Relaxed);
         self.leased = leases.all.iter().map(|(net, _)| *net).collect();
         self.until = leases.next_change();
+        self.known.take();
         self.generation = generation;
     }
 
-    /// Whether `frame` may pass.
+    /// Whether `frame` may pass. Most frames are ordinary packets from where the one before came from, and that is seen at a glance.
     ///
     /// # Errors
     /// Why it may not.
     pub fn judge(&self, frame: &Frame<'_>) -> Result<(), Reason> {
+        let Some(source) = frame.ordinary_source() else {
+            return self.examine(frame);
+        };
+        let mut known = self.known.get();
+        let before = &mut known[usize::from(source.is_ipv6())];
+        if *before == Some(source) && frame.comes_from(self.nic.policy.mac) {
+            return Ok(());
+        }
+        self.examine(frame)?;
+        // It has passed, and so its source is the guest's.
+        *before = Some(source);
+        self.known.set(known);
+        Ok(())
+    }
+
+    /// As [`Self::judge`], whatever has passed before.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub fn examine(&self, frame: &Frame<'_>) -> Result<(), Reason> {
         frame.judge(Rights {
             policy: &self.nic.policy,
             leased: &self.leased,

@@ -6,7 +6,7 @@
 //! or knows of epoll, so a test drives a pair with a ring in memory and a socketpair for a tap.
 //!
 //! **Transmit**: a burst's chains are taken first, so that the frames in them are on their way from memory while others are
-//! looked at; then the guard, if there is one, copies them, or the heads of long ones, and judges the copies; and then they are written to the tap together, virtio-net headers and all, straight from guest memory. The kernel checks
+//! looked at; then the guard, if there is one, copies their heads and judges the copies; and then they are written to the tap together, virtio-net headers and all, straight from guest memory. The kernel checks
 //! the header; a frame it refuses is dropped and counted.
 //!
 //! **Receive**: one `readv` straight into the buffers of as many chains as the last frame took, one nearly always, with the
@@ -40,7 +40,7 @@ use crate::tap::{HeaderLen, TapQueue};
 pub use frame::{FrameFormat, MAX_FRAME};
 use frame::{frame_store, whole};
 use receive::{Held, Receive, Rooms};
-use transmit::{Gate, STORES, Transmit};
+use transmit::{Gate, HEADS, Transmit};
 
 /// The most chains taken in one burst of one direction, so that the other gets its turn, and the driver its chains back.
 pub const BURST: usize = 64;
@@ -124,12 +124,12 @@ pub struct QueuePair {
     expected: usize,
 }
 
-/// A guard, and memory for the frames of a burst or their heads.
+/// A guard, and memory for the heads of a burst's frames.
 #[derive(Debug)]
 struct Gatekeeper {
     guard: Guard,
     scratch: Box<[u8; HEAD]>,
-    stores: MmapRegion<RegionLog>,
+    heads: MmapRegion<RegionLog>,
 }
 
 impl QueuePair {
@@ -164,13 +164,13 @@ impl QueuePair {
     /// Has `guard` look at what the guest sends.
     ///
     /// # Errors
-    /// Where there is no memory for the frames of a burst.
+    /// Where there is no memory for the heads of a burst's frames.
     pub fn set_guard(&mut self, guard: Guard) -> io::Result<()> {
-        let stores = MmapRegion::new(STORES).map_err(io::Error::other)?;
+        let heads = MmapRegion::new(HEADS).map_err(io::Error::other)?;
         self.guard = Some(Gatekeeper {
             guard,
             scratch: Box::new([0; HEAD]),
-            stores,
+            heads,
         });
         Ok(())
     }
@@ -303,7 +303,7 @@ impl QueuePair {
             guard: &mut it.guard,
             refusals: &mut self.refusals,
             scratch: &mut it.scratch,
-            stores: whole(&it.stores),
+            heads: whole(&it.heads),
         });
         let transmit = Transmit::new(tap, self.format, counters, heard, gate, quota);
         let mut end = transmit.burst(&mut ring);

@@ -15,21 +15,18 @@ use super::frame::{ETHERNET, FrameFormat, MAX_FRAME, is_gso, part, read_at};
 use super::{BURST, BURST_BYTES, TxEnd};
 use crate::tap::TapQueue;
 
-/// A pair's guard, and its own memory for the frames of a burst, or for their heads.
+/// A pair's guard, and its own memory for the heads of a burst's frames.
 pub(super) struct Gate<'m> {
     pub guard: &'m mut Guard,
     pub refusals: &'m mut Refusals,
     /// Where a head is looked at.
     pub scratch: &'m mut [u8; HEAD],
-    /// [`STORES`] bytes.
-    pub stores: Slice<'m>,
+    /// [`HEADS`] bytes.
+    pub heads: Slice<'m>,
 }
 
-/// Bytes of a frame's place there. One that fits is copied whole: a frame of one buffer is written at less cost than one of two.
-const STORE: usize = 2048;
-
-/// Bytes of all places.
-pub(super) const STORES: usize = BURST * STORE;
+/// Bytes of all heads.
+pub(super) const HEADS: usize = BURST * HEAD;
 
 /// One burst from a transmitq: chains are taken, looked at, written to the tap together, and given back.
 pub(super) struct Transmit<'m> {
@@ -114,11 +111,8 @@ impl<'m> Transmit<'m> {
                 return TxEnd::Throttled;
             }
             let begin = self.buffers.len();
-            let place = self.taken.len() * STORE;
-            let store = self
-                .gate
-                .as_ref()
-                .map(|gate| part(gate.stores, place, STORE));
+            let head = self.taken.len() * HEAD;
+            let store = self.gate.as_ref().map(|gate| part(gate.heads, head, HEAD));
             self.buffers.extend(store);
             let first = self.buffers.len();
             let Some((chain, bytes)) = ring.next(Direction::Readable, &mut self.buffers) else {
@@ -169,9 +163,8 @@ impl<'m> Transmit<'m> {
         let taken = &mut self.taken[number];
         if let Some(gate) = &mut self.gate {
             let buffers = &mut self.buffers[taken.buffers.clone()];
-            let whole = self.format.header.bytes() + bytes;
-            let (skipped, copied) = detach(buffers, if whole <= STORE { whole } else { HEAD });
-            let head = &mut gate.scratch[..copied.min(HEAD)];
+            let (skipped, copied) = detach_head(buffers);
+            let head = &mut gate.scratch[..copied];
             buffers[skipped].copy_to(head);
             taken.buffers.start += skipped;
             let frame = Frame {
@@ -229,11 +222,11 @@ impl<'m> Transmit<'m> {
     }
 }
 
-/// Copies the first `most` bytes of the frame in `buffers` into the first of these, which is the pair's own, and cuts them off
-/// the others. Returns how many buffers are then to be left out at the front, and how many bytes were copied: the first that is not
+/// Copies the first bytes of the frame in `buffers` into the first of these, which is the pair's own, and cuts them off the
+/// others. Returns how many buffers are then to be left out at the front, and how many bytes were copied: the first that is not
 /// left out has them.
-fn detach<'m>(buffers: &mut [Slice<'m>], most: usize) -> (usize, usize) {
-    let store = part(buffers[0], 0, most);
+fn detach_head<'m>(buffers: &mut [Slice<'m>]) -> (usize, usize) {
+    let store = buffers[0];
     let (mut skipped, mut copied) = (0, 0);
     while let Some(buffer) = buffers.get(skipped + 1).copied() {
         let len = buffer.len().min(store.len() - copied);
