@@ -16,7 +16,7 @@
 //! ```
 //!
 //! Modules may use those to their right only: `main → cli → bench → {guest → network → config, backend} → {tap, packet,
-//! signals, programs, report} → {types, clock}`. The two halves never import each other, but for [`backend::BackendArgs`], which
+//! signals, programs, report, log} → {types, clock}`. The two halves never import each other, but for [`backend::BackendArgs`], which
 //! the control plane writes as an argv and the backend reads back. [`mod@bench`] measures both.
 //!
 //! Unsafe code is denied here and allowed in six files: `tap::sys` (ioctls), `tap::queue` and `tap::burst` (vectored I/O and
@@ -31,6 +31,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod guest;
+pub mod log;
 pub mod network;
 pub mod packet;
 pub mod programs;

@@ -1,20 +1,19 @@
 //! The `ringtap` program: parse, dispatch, print the chain of causes, exit.
 
 use std::error::Error;
-use std::io::IsTerminal;
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
 use ringtap::cli::{Cli, Command};
-use ringtap::{backend, bench, config, guest, network};
-use tracing_subscriber::EnvFilter;
+use ringtap::{backend, bench, config, guest, log, network};
 
 /// Bad usage or a bad configuration file; clap exits with the same for a bad command line.
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    log_to_stderr();
+    log::to_stderr();
     match dispatch(cli.command) {
         Ok(code) => code,
         Err(error) => {
@@ -63,21 +62,12 @@ fn exit_code(error: &(dyn Error + 'static)) -> u8 {
 
 /// One line of cause after another.
 fn print_chain(error: &dyn Error) {
-    eprintln!("ringtap: {error}");
+    let mut stderr = std::io::stderr().lock();
+    // Where nobody can be told, the exit code says it.
+    let _ = writeln!(stderr, "ringtap: {error}");
     let mut cause = error.source();
     while let Some(error) = cause {
-        eprintln!("  because: {error}");
+        let _ = writeln!(stderr, "  because: {error}");
         cause = error.source();
     }
-}
-
-/// Logs at `info` unless `RINGTAP_LOG` says otherwise (a filter such as `ringtap::backend=debug`).
-fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("RINGTAP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
 }

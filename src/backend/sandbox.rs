@@ -233,19 +233,17 @@ fn become_user(user: UserIds) -> nix::Result<()> {
 /// # Errors
 /// The kernel refuses.
 pub fn only_serve(needs: &Needs) -> Result<(), SandboxError> {
-    let removes = needs.removes().next().is_some();
-    let refused = [
+    let mut allowed = allowed(needs)?;
+    let mut refused = vec![
         (libc::EACCES, LOOKS_FOR_FILES),
-        (libc::EACCES, if removes { &[] } else { REMOVE }),
         // The C library and the standard library then use older calls, of which a filter can read the arguments.
         (libc::ENOSYS, &[libc::SYS_clone3, libc::SYS_statx]),
     ];
-    let mut allowed = allowed(needs)?;
-    allowed.extend(always(if removes { REMOVE } else { &[] }));
+    match needs.removes().next() {
+        Some(_) => allowed.extend(always(REMOVE)),
+        None => refused.push((libc::EACCES, REMOVE)),
+    }
     for (errno, calls) in refused {
-        if calls.is_empty() {
-            continue;
-        }
         allowed.extend(always(calls));
         let refuse = SeccompAction::Errno(errno as u32);
         apply(always(calls).collect(), SeccompAction::Allow, refuse)?;
@@ -383,6 +381,11 @@ fn allowed(needs: &Needs) -> Result<Calls, SandboxError> {
             one_of(0, [libc::PR_SET_NAME as u64, PR_SET_VMA])?,
         ),
         (libc::SYS_io_uring_register, one_of(1, RING_REQUESTS)?),
+        // its log, which begins anew when it is long
+        (
+            libc::SYS_ftruncate,
+            one_of(0, [libc::STDERR_FILENO as u64])?,
+        ),
         (libc::SYS_tgkill, one_of(0, [own])?),
     ];
     calls.extend(some);

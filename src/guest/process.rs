@@ -39,7 +39,12 @@ pub enum Ended {
 }
 
 impl Ended {
-    /// Whether it said that it failed.
+    /// Whether it ended by itself, with a word that it failed: one that was killed has said nothing.
+    pub fn gave_up(self) -> bool {
+        matches!(self, Self::With(status) if status.code().is_some_and(|code| code != 0))
+    }
+
+    /// Whether it did not end well.
     pub fn failed(self) -> bool {
         matches!(self, Self::With(status) if !status.success())
     }

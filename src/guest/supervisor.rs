@@ -24,6 +24,7 @@ use super::run_dir::{GuestDir, GuestDirError, files, read_failure, read_record};
 use super::supervise::{self as watch, Guarded, Sockets, UNSEEN};
 use crate::cli::{GivenArgs, HostArgs, SuperviseArgs};
 use crate::config::{Config, Given, Restart};
+use crate::log;
 use crate::network;
 use crate::report::say;
 use crate::signals::EndRequests;
@@ -351,13 +352,14 @@ fn lock(run_dir: &Path, name: &Name) -> Result<GuestDir, GuestError> {
 }
 
 /// Says that the guest runs, and lets go of what is the command's.
-fn go_on_alone(log: &Path) -> io::Result<()> {
+fn go_on_alone(path: &Path) -> io::Result<()> {
     let nothing = File::options().read(true).write(true).open("/dev/null")?;
-    let log = File::options().create(true).append(true).open(log)?;
+    let file = File::options().create(true).append(true).open(path)?;
     let word = io::stdin().as_fd().try_clone_to_owned()?;
     dup2_stdin(&nothing)?;
-    dup2_stdout(&log)?;
-    dup2_stderr(&log)?;
+    dup2_stdout(&file)?;
+    dup2_stderr(&file)?;
+    log::is_kept();
     // Who waits for it may be gone.
     let _ = UnixStream::from(word).write_all(READY.as_bytes());
     Ok(())
