@@ -255,6 +255,57 @@ fn a_tap_that_the_backend_made_goes_with_it() {
     assert!(!world.netns.attempt("ip link show t0").status.success());
 }
 
+/// With a front-end and without, in the sandbox as always.
+#[test]
+fn a_tap_that_is_deleted_ends_the_backend_with_a_word() {
+    let world = World::new();
+    let log = world.dir.path().join("log");
+    for has_front_end in [false, true] {
+        let mut command = world.backend(&[]);
+        command.stderr(std::fs::File::create(&log).unwrap());
+        let mut backend = Backend(command.spawn().unwrap());
+        let stream = wait_for("a connection", || world.connect());
+        let front_end = has_front_end.then(|| RawFrontEnd(stream));
+        if let Some(front_end) = &front_end {
+            front_end.get_u64(Req::GET_FEATURES);
+        }
+        world.netns.run("ip link delete t0");
+        let ended = wait(&mut backend.0, BOUND).expect("its end");
+        assert_eq!(ended.code(), Some(1));
+        let said = std::fs::read_to_string(&log).unwrap();
+        assert!(
+            said.contains("t0 was deleted; start this backend again"),
+            "{said}"
+        );
+    }
+}
+
+/// A front-end that comes and goes has a line each time; where the log is kept for it, it does not grow for ever.
+#[test]
+fn a_log_that_is_kept_is_kept_short() {
+    const LIMIT: u64 = 2000;
+    let world = World::new();
+    let path = world.dir.path().join("log");
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(&path);
+    let mut command = world.backend(&[]);
+    command.stderr(log.unwrap());
+    command.env("RINGTAP_LOG_LIMIT", LIMIT.to_string());
+    let backend = Backend(command.spawn().unwrap());
+    let len = || std::fs::metadata(&path).unwrap().len();
+    let (mut longest, mut cuts) = (0, 0);
+    while cuts < 3 {
+        let front_end = RawFrontEnd(wait_for("a connection", || world.connect()));
+        front_end.get_u64(Req::GET_FEATURES);
+        cuts += usize::from(len() < longest);
+        longest = len();
+        assert!(longest <= LIMIT, "{longest}");
+    }
+    assert_eq!(backend.end(Signal::SIGTERM), Some(0));
+}
+
 #[test]
 fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
     let world = World::new();

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use support::host::{Said, said_by};
 use support::lab::{Lab, tiny_guest};
 use support::netns::{Netns, difference, until};
 use vm_memory::VolatileSlice;
+use vmm_sys_util::eventfd::EventFd;
 
 const TAP: &str = "tap-rogue";
 
@@ -237,7 +239,8 @@ fn rogue(netns: &Netns, tap: &str, socket: &Path, mischief: Mischief, period: u6
     netns.run(&format!("ip link set {tap} addrgenmode none up"));
     let (tap, end) = tap_pair();
     let pair = QueuePair::new(TapQueue::from_fd(tap).unwrap()).unwrap();
-    let worker = Worker::spawn("pair0".into(), pair, Duration::ZERO).unwrap();
+    let lost = Arc::new(EventFd::new(0).unwrap());
+    let worker = Worker::spawn("pair0".into(), pair, Duration::ZERO, lost).unwrap();
     let mut device = Device::new(Box::new(settings), vec![worker], Limits::default());
     let queue = queues.remove(0);
     thread::spawn(move || relay(&queue, &end, mischief, period));

@@ -647,7 +647,7 @@ fn a_network_in_use_is_not_taken_down() {
     let config = host.config();
     let network = config.networks.values().next().unwrap();
     let port = Port::new(&tap, &nic, network, &host.run_dir());
-    host.netns.within(|| port.attach(&nic, network)).unwrap();
+    host.netns.within(|| port.attach()).unwrap();
     let link = host.netns.run("ip link show tap-web1-0");
     assert!(
         link.contains("master rt-default") && link.contains("mtu 1400"),
@@ -662,10 +662,7 @@ fn a_network_in_use_is_not_taken_down() {
     host.is_as(&is_up);
     host.netns.within(|| port.delete()).unwrap();
     host.netns.within(|| port.delete()).expect("absent is fine");
-    let missing = host
-        .netns
-        .within(|| port.attach(&nic, network))
-        .unwrap_err();
+    let missing = host.netns.within(|| port.attach()).unwrap_err();
     assert!(missing.to_string().contains("tap-web1-0"), "{missing}");
     host.ringtap(&["down"]).succeeded();
     host.is_as(&before);

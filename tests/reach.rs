@@ -93,7 +93,7 @@ fn guest(host: &Host, network: &str, number: u8) -> Party {
         let nic = nic(network, MacAddr::derived_from(&port));
         let network = config.network(&nic.network).unwrap();
         let port = Port::new(&port.parse().unwrap(), &nic, network, &host.run_dir());
-        port.attach(&nic, network)
+        port.attach()
     });
     plugged.unwrap();
     let mac = host

@@ -510,7 +510,7 @@ fn plugged(world: &World, guest: &str) -> Netns {
     let network = &config.networks[&nic.network];
     world.host.netns.join(guest, &there, "eth0");
     let port = Port::new(&guest.parse().unwrap(), nic, network, &world.host.run_dir());
-    let attached = world.host.netns.within(|| port.attach(nic, network));
+    let attached = world.host.netns.within(|| port.attach());
     attached.unwrap();
     there
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::args::{BackendArgs, BackendCommand, Endpoint, HostLink, Sandbox};
@@ -35,6 +36,7 @@ const DOOR: u32 = 0;
 const FRONT_END: u32 = 1;
 const SIGNALS: u32 = 2;
 const STATS: u32 = 3;
+const LOST: u32 = 4;
 
 /// How long a client waits before it looks again for a front-end that listens.
 const RETRY: Duration = Duration::from_millis(100);
@@ -66,6 +68,9 @@ pub enum BackendError {
         #[source]
         cause: io::Error,
     },
+    /// There is nothing left to serve.
+    #[error("{0} was deleted; start this backend again once it has been made again")]
+    Lost(String),
     /// The one front-end of an inherited connection can't be served.
     #[error("the front-end was disconnected")]
     Session(#[from] SessionError),
@@ -145,7 +150,9 @@ pub fn serve(args: &BackendArgs) -> Result<(), BackendError> {
     }
 
     let poll = Duration::from_micros(args.poll_us.into());
-    let mut device = Device::new(Box::new(tap), start_workers(pairs, poll)?, limits);
+    let lost = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+    let workers = start_workers(pairs, poll, &lost)?;
+    let mut device = Device::new(Box::new(tap), workers, limits);
     if matches!(&door, Door::Listener(socket) if socket.replaces_dead_one()) {
         device.succeed_a_dead_one();
     }
@@ -159,6 +166,7 @@ pub fn serve(args: &BackendArgs) -> Result<(), BackendError> {
         door,
         signals,
         stats,
+        lost,
         front_end,
         end: None,
     });
@@ -201,11 +209,16 @@ fn guard(args: &BackendArgs) -> Result<Option<Guard>, BackendError> {
     Ok(args.guard.clone().map(|policy| Guard::new(policy, leases)))
 }
 
-fn start_workers(pairs: Vec<QueuePair>, poll: Duration) -> Result<Vec<Worker>, WorkerError> {
-    let pairs = pairs.into_iter().enumerate();
-    pairs
-        .map(|(index, pair)| Worker::spawn(format!("pair{index}"), pair, poll))
-        .collect()
+fn start_workers(
+    pairs: Vec<QueuePair>,
+    poll: Duration,
+    lost: &Arc<EventFd>,
+) -> Result<Vec<Worker>, WorkerError> {
+    let start = |(index, pair)| {
+        let name = format!("pair{index}");
+        Worker::spawn(name, pair, poll, Arc::clone(lost))
+    };
+    pairs.into_iter().enumerate().map(start).collect()
 }
 
 /// What is needed of the host from there on.
@@ -388,6 +401,8 @@ struct Server {
     door: Door,
     signals: EndRequests,
     stats: Option<StatsServer>,
+    /// Readable once the tap has been deleted.
+    lost: Arc<EventFd>,
     front_end: Option<Connection>,
     /// Set when the process is to end.
     end: Option<Result<(), BackendError>>,
@@ -396,6 +411,7 @@ struct Server {
 impl Server {
     fn watch_all(&mut self, ops: &mut EventOps) -> Result<(), BackendError> {
         ops.add(Events::with_data(&self.signals, SIGNALS, EventSet::IN))?;
+        ops.add(Events::with_data(&*self.lost, LOST, EventSet::IN))?;
         if let Some(stats) = &self.stats {
             ops.add(Events::with_data(stats, STATS, EventSet::IN))?;
         }
@@ -465,6 +481,7 @@ impl MutEventSubscriber for Server {
             DOOR => self.meet(ops),
             FRONT_END => self.serve_message(ops),
             STATS => self.serve_stats(),
+            LOST => Err(BackendError::Lost(self.name.clone())),
             _ => {
                 self.end = Some(self.device.log_counters().map_err(BackendError::from));
                 return;

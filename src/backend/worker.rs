@@ -12,11 +12,15 @@
 //! With `--poll-us` a worker that has nothing to do spins for a while before it sleeps (`spin`), and kicks are off
 //! meanwhile; the turn after a spin in vain asks for them again.
 //!
+//! A tap that is deleted says so by an error event (`tun_chr_poll`); whoever has started the worker is told by an eventfd. A macvtap says
+//! nothing (`tap_poll`).
+//!
 //! A session reaches its pair through [`Worker`], whose calls run in the loop between two turns. So a ring that was
 //! stopped is at rest when the call returns, without a lock anywhere.
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -25,6 +29,7 @@ use event_manager::{
     SubscriberOps,
 };
 use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::counters::Counters;
 use super::guard::Refusals;
@@ -77,13 +82,19 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a thread called `name` that works on `pair`, and spins for at most `poll` before it sleeps.
+    /// Starts a thread called `name` that works on `pair`, and spins for at most `poll` before it sleeps. It writes to `lost` when
+    /// the tap has been deleted.
     ///
     /// # Errors
     /// Where the kernel has no thread or epoll instance to give.
-    pub fn spawn(name: String, pair: QueuePair, poll: Duration) -> Result<Self, WorkerError> {
+    pub fn spawn(
+        name: String,
+        pair: QueuePair,
+        poll: Duration,
+        lost: Arc<EventFd>,
+    ) -> Result<Self, WorkerError> {
         let mut manager = EventManager::new()?;
-        let id = manager.add_subscriber(PairLoop::new(pair));
+        let id = manager.add_subscriber(PairLoop::new(pair, lost));
         let endpoint = manager.remote_endpoint();
         let thread = std::thread::Builder::new()
             .name(name)
@@ -262,11 +273,13 @@ struct PairLoop {
     /// The rate limit's timer runs: no reception, no transmission until it tells.
     rx_throttled: bool,
     tx_throttled: bool,
+    /// Who wants to know that the tap is gone.
+    lost: Arc<EventFd>,
     ended: bool,
 }
 
 impl PairLoop {
-    fn new(pair: QueuePair) -> Self {
+    fn new(pair: QueuePair, lost: Arc<EventFd>) -> Self {
         Self {
             pair,
             tap_readable: true,
@@ -275,6 +288,7 @@ impl PairLoop {
             tap_writable: true,
             rx_throttled: false,
             tx_throttled: false,
+            lost,
             ended: false,
         }
     }
@@ -401,6 +415,11 @@ impl MutEventSubscriber for PairLoop {
             TAP => {
                 self.tap_readable |= events.event_set().contains(EventSet::IN);
                 self.tap_writable |= events.event_set().contains(EventSet::OUT);
+                if events.event_set().contains(EventSet::ERROR)
+                    && let Err(error) = self.lost.write(1)
+                {
+                    tracing::error!("that the tap is gone can't be told: {error}");
+                }
             }
             RX_TIMER => {
                 self.rx_throttled = false;

@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use super::addresses::{Addresses, no_such_addresses};
 use super::cloud_init::CloudInit;
 use super::disk::Disk;
@@ -150,7 +152,7 @@ impl Nic {
 }
 
 /// The VLANs that a NIC is in; none of both for what the bridge gives to every port.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NicVlans {
     /// The one whose frames the guest has without a tag.
     pub untagged: Option<VlanId>,

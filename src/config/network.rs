@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::dhcp::{self, Dhcp};
 use super::dns::{self, Dns};
@@ -287,7 +288,8 @@ pub enum LanBridge {
 }
 
 /// Whom a macvtap exchanges frames with, besides whoever is beyond the uplink: the kernel's modes of macvlan links.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum MacvtapMode {
     /// Macvtaps of the same uplink.
     Bridge,

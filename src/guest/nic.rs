@@ -27,9 +27,9 @@ use crate::backend::{BackendArgs, Endpoint, HostLink, Sandbox, StatsAddr};
 use crate::config::{Mode, Network, Nic};
 use crate::network::Addresses;
 use crate::network::ipvtap::{Ipvtap, IpvtapError, IpvtapWish};
-use crate::network::port::{self, Attached, PortError, beside};
+use crate::network::port::{self, Attached, Found, Port, PortError, beside};
 use crate::programs;
-use crate::tap::{Tap, TapError};
+use crate::report::causes;
 use crate::types::{IfName, MacAddr, Mtu, Name, QueuePairs};
 
 /// How long a backend may take until front-ends can connect.
@@ -41,12 +41,12 @@ const USUAL_MTU: u32 = 1500;
 /// Why a NIC can't be had.
 #[derive(Debug, Error)]
 pub enum NicError {
-    /// Its tap can't be made.
-    #[error(transparent)]
-    Tap(#[from] TapError),
-    /// Its tap can't be plugged into the bridge.
+    /// Its link can't be made, or not plugged in.
     #[error(transparent)]
     Port(#[from] PortError),
+    /// Its link was deleted, and what it was plugged into as well.
+    #[error("{0}")]
+    Lost(String),
     /// The namespace of the network's tenant can't be entered.
     #[error("the network namespace of the tenant can't be entered (which needs CAP_SYS_ADMIN)")]
     Namespace(#[source] io::Error),
@@ -140,34 +140,30 @@ pub struct NicRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Plug {
-    /// A tap.
-    Tap(port::Port),
-    /// A macvtap.
-    Macvtap(port::Port),
+    /// A tap or macvtap.
+    Port(Port),
     /// An ipvtap, in a namespace of its own.
     Ipvtap(IpvtapWish),
 }
 
 impl Plug {
-    /// What plugs `nic` into `network` by the name of `tap`, for the ringtap with this run directory.
-    fn new(tap: IfName, nic: &Nic, network: &Network, run_dir: &Path) -> Self {
-        let port = || port::Port::new(&tap, nic, network, run_dir);
+    /// What plugs `nic` into `network` by the name of `link`, for the ringtap with this run directory.
+    fn new(link: IfName, nic: &Nic, network: &Network, run_dir: &Path) -> Self {
         match &network.mode {
             Mode::Ipvtap { uplink, .. } => Self::Ipvtap(IpvtapWish {
-                name: tap.clone(),
+                name: link,
                 uplink: uplink.link(),
                 addresses: nic.told().collect(),
                 pairs: nic.queue_pairs,
                 mtu: network.mtu,
             }),
-            Mode::Macvtap { .. } => Self::Macvtap(port()),
-            _ => Self::Tap(port()),
+            _ => Self::Port(Port::new(&link, nic, network, run_dir)),
         }
     }
 
     fn link(&self) -> &IfName {
         match self {
-            Self::Tap(port) | Self::Macvtap(port) => &port.link,
+            Self::Port(port) => &port.link,
             Self::Ipvtap(wish) => &wish.name,
         }
     }
@@ -175,7 +171,7 @@ impl Plug {
     /// The tenant in whose namespace it is, if it is one's.
     fn tenant(&self) -> Option<&Name> {
         match self {
-            Self::Tap(port) | Self::Macvtap(port) => port.tenant.as_ref(),
+            Self::Port(port) => port.tenant.as_ref(),
             Self::Ipvtap(_) => None,
         }
     }
@@ -183,20 +179,17 @@ impl Plug {
     /// What the backend opens it by.
     fn host_link(&self) -> HostLink {
         match self {
-            Self::Tap(port) => HostLink::Tap(port.link.clone()),
-            Self::Macvtap(port) => HostLink::Macvtap(port.link.clone()),
+            Self::Port(port) if port.is_macvtap() => HostLink::Macvtap(port.link.clone()),
+            Self::Port(port) => HostLink::Tap(port.link.clone()),
             Self::Ipvtap(wish) => HostLink::TapFds(wish.queues().collect()),
         }
     }
+}
 
-    /// Deletes a link that outlives those who use it; that it is absent is fine.
-    fn delete(&self) {
-        let (Self::Tap(port) | Self::Macvtap(port)) = self else {
-            return; // gone with its namespace, which the backend was the last to hold
-        };
-        if let Err(error) = port.delete() {
-            tracing::warn!("tap {} stays: {error}", port.link);
-        }
+/// Deletes a link that outlives those who use it; that it is absent is fine.
+fn delete(port: &Port) {
+    if let Err(error) = port.delete() {
+        tracing::warn!("{} stays: {}", port.link, causes(&error));
     }
 }
 
@@ -250,11 +243,24 @@ impl NicRecord {
         self.plug.link()
     }
 
+    /// What there is to say of its link, as far as that can be seen from outside: an ipvtap is where nobody can look.
+    pub fn complaint(&self) -> Option<String> {
+        let Plug::Port(port) = &self.plug else {
+            return None;
+        };
+        match port.look() {
+            Ok(found) => port.complaint(found),
+            Err(error) => Some(causes(&error)),
+        }
+    }
+
     /// Ends and deletes what is there of it.
     pub fn clean(&self, index: usize, dir: &Path) {
         drop(self.running_backend(index, dir).map(Process::from));
         drop(Sockets::of(index, dir));
-        self.plug.delete();
+        if let Plug::Port(port) = &self.plug {
+            delete(port); // an ipvtap has gone with its namespace, which the backend was the last to hold
+        }
     }
 
     /// The backend that a supervisor has left, if it runs.
@@ -272,20 +278,20 @@ pub struct HostNic {
     backend: Process,
     _sockets: Sockets,
     log: PathBuf,
-    port: Port,
+    link: Link,
 }
 
 /// A link that goes with this value.
 #[derive(Debug)]
-enum Port {
-    Link(Plug),
+enum Link {
+    Port(Port),
     Ipvtap(Ipvtap),
 }
 
-impl Drop for Port {
+impl Drop for Link {
     fn drop(&mut self) {
-        if let Self::Link(plug) = self {
-            plug.delete();
+        if let Self::Port(port) = self {
+            delete(port);
         }
     }
 }
@@ -316,14 +322,14 @@ impl HostNic {
         network: &Network,
         dir: &Path,
     ) -> Result<Self, NicError> {
-        let (port, attached) = make(&record.plug, nic, network)?;
+        let (link, attached) = make(&record.plug)?;
         if let Some(wanted) = nic.mtu.filter(|mtu| u32::from(*mtu) > attached.mtu) {
             return Err(NicError::Mtu {
                 wanted,
                 link: attached.mtu,
             });
         }
-        if let Port::Ipvtap(ipvtap) = &port {
+        if let Link::Ipvtap(ipvtap) = &link {
             record.mac = ipvtap.mac();
         }
         let host = port::host_addresses(network)?;
@@ -332,7 +338,7 @@ impl HostNic {
         let words = words.iter().map(|word| word.to_string_lossy());
         record.backend = words.map(Cow::into_owned).collect();
         let log = dir.join(format!("nic{index}.log"));
-        let backend = start_and_wait(&record, &port, &log)?;
+        let backend = start_and_wait(&record, &link, &log)?;
         record.wiring = Some(Wiring {
             socket: socket(dir, index),
             mac: record.mac,
@@ -346,7 +352,7 @@ impl HostNic {
             backend,
             _sockets: Sockets::of(index, dir),
             log,
-            port,
+            link,
         })
     }
 
@@ -360,17 +366,17 @@ impl HostNic {
             return Ok(None);
         }
         let running = record.running_backend(index, dir);
-        let port = match &record.plug {
-            Plug::Ipvtap(wish) => Port::Ipvtap(match &running {
+        let mut link = match &record.plug {
+            Plug::Ipvtap(wish) => Link::Ipvtap(match &running {
                 Some(backend) => Ipvtap::adopt(wish, backend.pidfd.as_fd())?,
                 None => Ipvtap::make_when_free(wish)?,
             }),
-            link => Port::Link(link.clone()),
+            Plug::Port(port) => Link::Port(port.clone()),
         };
         let log = dir.join(format!("nic{index}.log"));
         let backend = match running {
             Some(backend) => backend.into(),
-            None => spawn_beside(&record, &port, &log)?,
+            None => link.served(&record, &log)?,
         };
         Ok(Some(Self {
             index,
@@ -378,7 +384,7 @@ impl HostNic {
             backend,
             _sockets: Sockets::of(index, dir),
             log,
-            port,
+            link,
         }))
     }
 
@@ -423,12 +429,86 @@ impl HostNic {
         last_line(&self.log)
     }
 
-    /// Starts the backend anew after it has ended. The tap has stayed on its bridge, and QEMU connects again by itself.
+    /// Starts the backend anew after it has ended. The link has stayed where it was, or is made again if it was deleted, and QEMU
+    /// connects again by itself.
     ///
     /// # Errors
-    /// Where the process can't be started.
+    /// Where the link can't be made, or the process can't be started.
     pub fn restart(&mut self) -> Result<(), NicError> {
-        self.backend = spawn_beside(&self.record, &self.port, &self.log)?;
+        self.backend = self.link.served(&self.record, &self.log)?;
+        Ok(())
+    }
+
+    /// What has become of its link.
+    ///
+    /// # Errors
+    /// The kernel can't be asked.
+    pub fn look(&self) -> Result<Found, NicError> {
+        self.link.look()
+    }
+
+    /// What to tell a person of that.
+    pub fn complaint(&self, found: Found) -> Option<String> {
+        self.link.complaint(found)
+    }
+
+    /// Plugs the link in again, which is plugged into nothing.
+    ///
+    /// # Errors
+    /// See [`NicError`].
+    pub fn plug_in(&self) -> Result<(), NicError> {
+        self.link.plug_in()
+    }
+}
+
+impl Link {
+    fn look(&self) -> Result<Found, NicError> {
+        match self {
+            Self::Port(port) => Ok(port.look()?),
+            Self::Ipvtap(ipvtap) => Ok(ipvtap.look()?),
+        }
+    }
+
+    fn complaint(&self, found: Found) -> Option<String> {
+        match self {
+            Self::Port(port) => port.complaint(found),
+            Self::Ipvtap(ipvtap) => ipvtap.complaint(found),
+        }
+    }
+
+    /// Starts what serves it, and makes it again before if it was deleted: without it a backend would make a tap that is a port of
+    /// nothing.
+    fn served(&mut self, record: &NicRecord, log: &Path) -> Result<Process, NicError> {
+        match self.look()? {
+            Found::Deleted { trunk: true } => self.make_again()?,
+            found @ Found::Deleted { trunk: false } => {
+                let complaint = self.complaint(found);
+                return Err(NicError::Lost(complaint.unwrap_or_default()));
+            }
+            _ => {}
+        }
+        let spawn = || spawn(record, self, log, None);
+        beside(record.plug.tenant(), spawn).map_err(NicError::Namespace)?
+    }
+
+    /// Makes it again.
+    fn make_again(&mut self) -> Result<(), NicError> {
+        match self {
+            Self::Port(port) => {
+                let made = beside(port.tenant.as_ref(), || port.make());
+                made.map_err(NicError::Namespace)??;
+                Ok(())
+            }
+            Self::Ipvtap(ipvtap) => Ok(ipvtap.make_again()?),
+        }
+    }
+
+    /// Plugs it in again; an ipvtap is never out.
+    fn plug_in(&self) -> Result<(), NicError> {
+        if let Self::Port(port) = self {
+            let attached = beside(port.tenant.as_ref(), || port.attach());
+            attached.map_err(NicError::Namespace)??;
+        }
         Ok(())
     }
 }
@@ -440,26 +520,23 @@ impl AsFd for HostNic {
     }
 }
 
-/// Makes the link of `nic`, and plugs it into `network`.
-fn make(plug: &Plug, nic: &Nic, network: &Network) -> Result<(Port, Attached), NicError> {
-    let port = match plug {
+/// Makes a link, plugged in.
+fn make(plug: &Plug) -> Result<(Link, Attached), NicError> {
+    match plug {
         Plug::Ipvtap(wish) => {
             let ipvtap = Ipvtap::make(wish)?;
             let attached = Attached {
                 mtu: ipvtap.mtu(),
                 checksums: true,
             };
-            return Ok((Port::Ipvtap(ipvtap), attached));
+            Ok((Link::Ipvtap(ipvtap), attached))
         }
-        Plug::Tap(port) => {
-            Tap::make_persistent(&port.link)?;
-            port
+        Plug::Port(port) => {
+            let made = Link::Port(port.clone());
+            let attached = port.make()?;
+            Ok((made, attached))
         }
-        Plug::Macvtap(port) => port,
-    };
-    let made = Port::Link(plug.clone());
-    let attached = port.attach(nic, network)?;
-    Ok((made, attached))
+    }
 }
 
 /// What the guest is told of the MTU that its link has: nothing where that is what it takes for granted.
@@ -469,14 +546,14 @@ fn host_mtu(network: &Network, found: u32) -> Option<Mtu> {
 }
 
 /// Starts a backend and waits for its word that it is ready (sd_notify(3)).
-fn start_and_wait(record: &NicRecord, port: &Port, log: &Path) -> Result<Process, NicError> {
+fn start_and_wait(record: &NicRecord, link: &Link, log: &Path) -> Result<Process, NicError> {
     let path = log.with_extension("ready");
     let run_dir = |cause| NicError::RunDir {
         path: path.clone(),
         cause,
     };
     let readiness = Readiness::bind(&path).map_err(run_dir)?;
-    let mut backend = spawn(record, port, log, Some(&path))?;
+    let mut backend = spawn(record, link, log, Some(&path))?;
     if !readiness.of(&mut backend, READY_LIMIT).map_err(run_dir)? {
         return Err(NicError::NotReady {
             tap: record.link().clone(),
@@ -486,15 +563,9 @@ fn start_and_wait(record: &NicRecord, port: &Port, log: &Path) -> Result<Process
     Ok(backend)
 }
 
-/// As [`spawn`], where the link is.
-fn spawn_beside(record: &NicRecord, port: &Port, log: &Path) -> Result<Process, NicError> {
-    let spawn = || spawn(record, port, log, None);
-    beside(record.plug.tenant(), spawn).map_err(NicError::Namespace)?
-}
-
 fn spawn(
     record: &NicRecord,
-    port: &Port,
+    link: &Link,
     log: &Path,
     ready: Option<&Path>,
 ) -> Result<Process, NicError> {
@@ -505,11 +576,12 @@ fn spawn(
     // The program that runs, even if its file has been replaced meanwhile.
     let mut command = background(Path::new("/proc/self/exe"), log).map_err(run_dir)?;
     command.args(&record.backend);
+    crate::log::is_kept_by(&mut command);
     match ready {
         Some(path) => command.env("NOTIFY_SOCKET", path),
         None => command.env_remove("NOTIFY_SOCKET"),
     };
-    if let Port::Ipvtap(ipvtap) = port {
+    if let Link::Ipvtap(ipvtap) = link {
         let handed = ipvtap.handed_over().map_err(NicError::Spawn)?;
         command
             .fd_mappings(handed)

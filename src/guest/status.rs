@@ -95,6 +95,8 @@ struct GuestStatus {
 #[derive(Serialize)]
 struct NicStatus {
     tap: IfName,
+    /// What has become of its link, where that is not as it was made.
+    link: Option<String>,
     network: Name,
     queues: Vec<QueueCounters>,
     /// The last frames that its guard has refused.
@@ -128,6 +130,7 @@ impl GuestStatus {
                     let stats = answer.unwrap_or_default();
                     NicStatus {
                         tap: nic.link().clone(),
+                        link: nic.complaint(),
                         network: nic.network,
                         error,
                         queues: stats.queues,
@@ -142,6 +145,9 @@ impl GuestStatus {
         say(format_args!("guest {}", self.name));
         for nic in &self.nics {
             say(format_args!("  {} on {}", nic.tap, nic.network));
+            if let Some(complaint) = &nic.link {
+                say(format_args!("    {complaint}"));
+            }
             if let Some(error) = &nic.error {
                 say(format_args!("    its backend does not answer: {error}"));
             }

@@ -5,6 +5,8 @@
 //!   loop is over.
 //! - A backend ends, and is started anew, at once if it had worked for a while and otherwise after [`PAUSE`]; the guest runs
 //!   on.
+//! - Links change on the host ([`notices`](crate::network::notices)). Those of the NICs are looked at: one that was deleted is made
+//!   again, and one whose bridge was deleted is plugged into its successor. What somebody has done on purpose is noted.
 //! - A command or a signal asks for the end: the guest's power button is pressed, again and again since a guest that boots
 //!   does not hear it. When its time is up, or a second signal comes, QEMU gets SIGTERM and, [`GRACE`] later, SIGKILL.
 //! - QEMU tells of the guest: a panic, its watchdog, a power-off. It is kept for the moment when QEMU ends.
@@ -12,11 +14,11 @@
 //! Nothing here polls. All that a guest is made of is a part of [`Guarded`], whose drop takes it back in the right order:
 //! however the loop ends, nothing stays but what a SIGKILL leaves, which the next supervisor takes over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use qapi::qmp::{self, Event, ShutdownCause};
@@ -30,12 +32,15 @@ use super::hub::Hub;
 use super::launch::Relaunch;
 use super::machine::Machine;
 use super::monitor::readable;
-use super::nic::HostNic;
+use super::nic::{HostNic, NicError};
 use super::patience::{Ending, Patience};
 use super::process::{Ended, GRACE, last_line};
 use super::run_dir::{GuestDir, GuestDirError, Record, files};
 use crate::cli::{self, HostArgs};
+use crate::clock::since_boot;
 use crate::network::Plugged;
+use crate::network::notices::{Notices, Soon, TenantNotices};
+use crate::network::port::Found;
 use crate::report::causes;
 use crate::signals::EndRequests;
 
@@ -44,6 +49,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a guest may take to power off that was asked by a signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(cli::STOP_TIMEOUT as u64);
+
+/// How long links are left alone of which one could not be plugged in.
+const LINK_PAUSE: Duration = Duration::from_secs(5);
 
 /// Why a guest has failed that was to be taken over.
 pub const UNSEEN: &str = "QEMU ended while nobody watched over it";
@@ -57,6 +65,9 @@ const MONITOR: u32 = 2;
 const DEADLINE: u32 = 3;
 const RETRY: u32 = 4;
 const AGAIN: u32 = 5;
+const LINKS: u32 = 6;
+const LINKS_OF_TENANTS: u32 = 7;
+const LOOK: u32 = 8;
 /// The backend of NIC 0; the others follow.
 const BACKENDS: u32 = 16;
 /// The console's.
@@ -138,7 +149,7 @@ impl Guarded {
         let mut wait = |fds: &[BorrowedFd<'_>], limit| wait_with_backends(nics, fds, limit);
         let (machine, serial) = self.relaunch.start(&wiring, &self.dir, &mut wait)?;
         self.machine = Some(machine);
-        self.record.started = now();
+        self.record.started = since_boot().as_secs();
         self.save()?;
         Ok(serial)
     }
@@ -170,12 +181,6 @@ fn wait_with_backends(
         .chain(running.map(HostNic::as_fd))
         .collect();
     Ok(readable(&all, pause)? || pause < limit)
-}
-
-/// Seconds since 1970.
-pub fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.unwrap_or(Duration::ZERO).as_secs()
 }
 
 /// The sockets of a supervisor.
@@ -218,6 +223,12 @@ pub fn supervise(
         deadline: TimerFd::new()?,
         retry: TimerFd::new()?,
         again: TimerFd::new()?,
+        links: Notices::of_links_alone()?,
+        links_of_tenants: TenantNotices::new(LINKS_OF_TENANTS, || {
+            Ok(vec![Notices::of_links_alone()?])
+        }),
+        look: Soon::new()?,
+        complaints: BTreeMap::new(),
         waiting: Vec::new(),
         stopping: None,
         seen: Seen::default(),
@@ -267,6 +278,13 @@ struct Supervisor {
     waiting: Vec<usize>,
     /// When QEMU is to be started.
     again: TimerFd,
+    /// That links have changed, where the host's are and where tenants' are.
+    links: Notices,
+    links_of_tenants: TenantNotices,
+    /// When those of the NICs are to be looked at.
+    look: Soon,
+    /// What there was to say of the NICs' links, by number: it need not be said again.
+    complaints: BTreeMap<usize, String>,
     stopping: Option<Stopping>,
     seen: Seen,
     patience: Patience,
@@ -298,6 +316,18 @@ impl Supervisor {
             AGAIN => {
                 self.again.wait()?;
                 self.start_anew(ops)
+            }
+            LINKS => {
+                self.links.drain()?;
+                self.look.ask()
+            }
+            LINKS_OF_TENANTS => {
+                self.links_of_tenants.drain()?;
+                self.look.ask()
+            }
+            LOOK => {
+                self.look.take()?;
+                self.look_at_links(ops)
             }
             CONTROL.. => {
                 let request = self.sockets.control.handle(events, ops)?;
@@ -340,6 +370,7 @@ impl Supervisor {
                 let answer = match added {
                     Ok(index) => {
                         self.watch_backend(index, ops)?;
+                        self.look.ask()?; // in its tenant's namespace, too
                         Answer::Done(format!("NIC {index} is on {network}"))
                     }
                     Err(error) => Answer::Refused(causes(&error)),
@@ -370,8 +401,11 @@ impl Supervisor {
         if let Some(nic) = self.guarded.nics.get_mut(&index) {
             let _ = ops.remove(Events::empty(nic.backend()));
         }
+        // The network may go, and a namespace with it.
+        self.links_of_tenants.hear(BTreeSet::new(), ops)?;
         let changed = change(&mut self.guarded);
         self.watch_backend(index, ops)?;
+        self.look.ask()?;
         let answer = match changed {
             Ok(()) => Answer::Done(done),
             Err(error) => Answer::Refused(causes(&error)),
@@ -585,12 +619,15 @@ impl Supervisor {
         let removed = ops.remove(Events::empty(nic.backend()));
         removed.map_err(io::Error::other)?;
         let tap = nic.tap().clone();
-        let text = format!("the backend of {tap} ended ({ended})");
+        let said = match ended.gave_up() {
+            true => format!(": {}", nic.last_words()),
+            false => String::new(),
+        };
+        let text = format!("the backend of {tap} ended ({ended}){said}");
         if nic.backend().age() >= PAUSE {
-            self.note(&format!("{text}: starting it anew"), ops);
+            self.note(&format!("{text}; starting it anew"), ops);
             return self.restart_backend(index, ops);
         }
-        let text = format!("{text}: {}", nic.last_words());
         self.note(&text, ops);
         self.wait_for_retry(index)
     }
@@ -603,17 +640,89 @@ impl Supervisor {
             return Ok(()); // another has taken its place, since the NIC has moved
         }
         match nic.restart() {
-            Ok(()) => watch(ops, nic.backend(), backend_event(index)),
+            Ok(()) => {
+                watch(ops, nic.backend(), backend_event(index))?;
+                self.complain(index, None, ops);
+                Ok(())
+            }
+            // Notices tell when there is another try.
+            Err(NicError::Lost(complaint)) => {
+                self.complain(index, Some(complaint), ops);
+                Ok(())
+            }
             Err(error) => {
-                let text = format!(
-                    "the backend of {} can't be started: {}",
-                    nic.tap(),
-                    causes(&error)
-                );
-                self.note(&text, ops);
+                let tap = nic.tap();
+                let text = format!("the backend of {tap} can't be started: {}", causes(&error));
+                self.complain(index, Some(text), ops);
                 self.wait_for_retry(index)
             }
         }
+    }
+
+    /// Sets right what has become of the NICs' links, unless somebody has meant it: one that was deleted is made again, and gets a
+    /// backend of its own; one whose bridge was deleted is plugged into the next of that name.
+    fn look_at_links(&mut self, ops: &mut EventOps) -> io::Result<()> {
+        self.hear_of_tenants(ops)?;
+        let indices: Vec<usize> = self.guarded.nics.keys().copied().collect();
+        self.complaints.retain(|index, _| indices.contains(index));
+        for index in indices {
+            let Some(nic) = self.guarded.nics.get_mut(&index) else {
+                continue;
+            };
+            let found = match nic.look() {
+                Ok(found) => found,
+                Err(error) => {
+                    self.complain(index, Some(causes(&error)), ops);
+                    continue;
+                }
+            };
+            let complaint = nic.complaint(found);
+            match found {
+                Found::Deleted { trunk: true } => {
+                    let _ = ops.remove(Events::empty(nic.backend())); // it may have ended already
+                    nic.backend().end();
+                    self.complain(index, complaint, ops);
+                    self.restart_backend(index, ops)?;
+                }
+                Found::Unplugged { trunk: true } => {
+                    let plugged = nic.plug_in();
+                    self.complain(index, complaint, ops);
+                    match plugged {
+                        Ok(()) => self.complain(index, None, ops),
+                        Err(error) => {
+                            self.complain(index, Some(causes(&error)), ops);
+                            self.look.ask_in(LINK_PAUSE)?;
+                        }
+                    }
+                }
+                _ => self.complain(index, complaint, ops),
+            }
+        }
+        self.look.looked();
+        Ok(())
+    }
+
+    /// Says what there is to say of NIC `index`'s link, once.
+    fn complain(&mut self, index: usize, complaint: Option<String>, ops: &mut EventOps) {
+        let before = match &complaint {
+            Some(complaint) => self.complaints.insert(index, complaint.clone()),
+            None => self.complaints.remove(&index),
+        };
+        if before == complaint {
+            return;
+        }
+        match complaint {
+            Some(complaint) => self.note(&complaint, ops),
+            None => self.note(&format!("NIC {index} is as it should be again"), ops),
+        }
+    }
+
+    /// Listens where the tenants are on whose networks it is.
+    fn hear_of_tenants(&mut self, ops: &mut EventOps) -> io::Result<()> {
+        let nics = self.guarded.nics.values();
+        let tenants = nics.filter_map(|nic| nic.record().tenant().cloned());
+        let tenants = tenants.collect();
+        self.links_of_tenants.hear(tenants, ops)
     }
 
     fn wait_for_retry(&mut self, index: usize) -> io::Result<()> {
@@ -626,6 +735,10 @@ impl Supervisor {
         watch(ops, &self.deadline, DEADLINE)?;
         watch(ops, &self.retry, RETRY)?;
         watch(ops, &self.again, AGAIN)?;
+        watch(ops, &self.links, LINKS)?;
+        watch(ops, &self.look, LOOK)?;
+        // What has changed while nobody watched; and tenants are heard of from then on.
+        self.look.ask()?;
         self.sockets.hub.watch(ops)?;
         self.sockets.control.watch(ops)?;
         for nic in self.guarded.nics.values_mut() {
@@ -666,6 +779,7 @@ impl Supervisor {
     /// Takes down what is left of the guest, and tells those who wait for it.
     fn finish(mut self, outcome: Outcome) -> io::Result<Outcome> {
         self.sockets.hub.finish();
+        drop(self.links_of_tenants); // whose namespaces may go with the networks
         self.guarded.note_end();
         match &outcome {
             Outcome::Failed(reason) => self.guarded.end_keeping_logs(reason),

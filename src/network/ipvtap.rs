@@ -21,10 +21,11 @@ use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::apply::netlink::{Netlink, NetlinkError};
+use super::apply::netlink::{Netlink, NetlinkError, is_up};
 use super::apply::sysctl;
 use super::inventory::link_key;
 use super::netns::Namespace;
+use super::port::Found;
 use crate::tap::{self, TapError};
 use crate::types::{Family, IfName, MacAddr, Mtu, QueuePairs};
 
@@ -37,6 +38,16 @@ pub enum IpvtapError {
     /// Its queues.
     #[error(transparent)]
     Queues(#[from] TapError),
+    /// The uplink is another than the guest was told.
+    #[error("{uplink} has MAC address {mac} now, and the guest {before}: restart the guest")]
+    OtherMac {
+        /// The uplink.
+        uplink: IfName,
+        /// What it has.
+        mac: MacAddr,
+        /// What the guest has.
+        before: MacAddr,
+    },
     /// The namespace that it lives in.
     #[error("cannot make or enter the network namespace of {link}: run as root")]
     Namespace {
@@ -162,6 +173,46 @@ impl Ipvtap {
             mac,
             mtu,
         })
+    }
+
+    /// What has become of it.
+    ///
+    /// # Errors
+    /// The kernel can't be asked.
+    pub fn look(&self) -> Result<Found, IpvtapError> {
+        let name = &self.wish.name;
+        let look = || Netlink::open()?.link(name);
+        let looked = self.namespace.within(look);
+        let link = looked.map_err(|cause| self.wish.failed(cause))??;
+        Ok(match link {
+            Some(link) if is_up(&link) => Found::Attached,
+            Some(_) => Found::Down,
+            None => Found::Deleted {
+                trunk: Netlink::open()?.link(&self.wish.uplink)?.is_some(),
+            },
+        })
+    }
+
+    /// What to tell a person of that.
+    pub fn complaint(&self, found: Found) -> Option<String> {
+        found.complaint(&self.wish.name, &self.wish.uplink)
+    }
+
+    /// Makes it again after it was deleted.
+    ///
+    /// # Errors
+    /// As [`Ipvtap::make`], and the uplink has another MAC address than the guest by now.
+    pub fn make_again(&mut self) -> Result<(), IpvtapError> {
+        let made = Self::make(&self.wish)?;
+        if made.mac != self.mac {
+            return Err(IpvtapError::OtherMac {
+                uplink: self.wish.uplink.clone(),
+                mac: made.mac,
+                before: self.mac,
+            });
+        }
+        *self = made;
+        Ok(())
     }
 
     /// The uplink's MAC address, which the guest must have too.

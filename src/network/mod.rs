@@ -27,6 +27,7 @@ pub mod leases;
 mod listeners;
 mod mended;
 mod netns;
+pub mod notices;
 pub mod observe;
 mod origin;
 pub mod ovs;

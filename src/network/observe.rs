@@ -15,7 +15,7 @@ use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
     AfSpecBridge, AfSpecInet, AfSpecInet6, AfSpecUnspec, InfoBridge, InfoData, InfoVlan,
-    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use rtnetlink::packet_route::route::{
@@ -24,7 +24,7 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::{Handle, RouteMessageBuilder};
 use thiserror::Error;
 
-use super::apply::netlink::{Netlink, NetlinkError, own_address};
+use super::apply::netlink::{Netlink, NetlinkError, is_up, own_address};
 use super::apply::tables::Tables;
 use super::apply::{dnsmasq, nft, ovs, sysctl};
 use super::inventory::{
@@ -420,7 +420,7 @@ fn link_name(message: &LinkMessage) -> Option<String> {
 fn link(message: &LinkMessage, names: &LinkNames, addresses: &[AddressMessage]) -> Option<Link> {
     let index = message.header.index;
     let mut link = Link {
-        up: message.header.flags.contains(LinkFlags::Up),
+        up: is_up(message),
         addresses: addresses
             .iter()
             .filter_map(|address| address_of(address, index))

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{IoSlice, Read};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -68,7 +69,8 @@ impl Served {
         let (tap, host) = tap_pair();
         let pair = QueuePair::new(TapQueue::from_fd(tap).unwrap()).unwrap();
         let (record, settings) = channel();
-        let worker = Worker::spawn("pair0".into(), pair, poll).unwrap();
+        let lost = Arc::new(vmm_sys_util::eventfd::EventFd::new(0).unwrap());
+        let worker = Worker::spawn("pair0".into(), pair, poll, lost).unwrap();
         let device = Device::new(Box::new(Recorder(record)), vec![worker], limits);
         let (thread, stream) = serve(device);
         Self {

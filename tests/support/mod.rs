@@ -22,3 +22,4 @@ pub mod terminal;
 pub mod testpmd;
 pub mod transfer;
 pub mod web;
+pub mod world;

@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
     BondMode as netlink_bond, BridgeStpState, BridgeVlanInfoFlags, InfoBridgePort, InfoData,
-    InfoKind, InfoPortData, InfoPortKind, InfoVeth, IpVlanMode, LinkAttribute, LinkInfo,
+    InfoKind, InfoPortData, InfoPortKind, InfoVeth, IpVlanMode, LinkAttribute, LinkFlags, LinkInfo,
     LinkMessage, MacVlanMode, MacVtapMode,
 };
 use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
@@ -793,9 +793,21 @@ pub fn is_made(link: &LinkMessage, kind: &Kind, mac: Option<MacAddr>) -> bool {
 
 /// Whether `link` is a port of `master`.
 pub fn is_port_of(link: &LinkMessage, master: &LinkMessage) -> bool {
-    let index = master.header.index;
-    let is = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::Controller(it) if *it == index);
-    link.attributes.iter().any(is)
+    controller(link) == Some(master.header.index)
+}
+
+/// The index of what `link` is a port of, if it is one.
+pub fn controller(link: &LinkMessage) -> Option<u32> {
+    let mut attributes = link.attributes.iter();
+    attributes.find_map(|attribute| match attribute {
+        LinkAttribute::Controller(index) => Some(*index),
+        _ => None,
+    })
+}
+
+/// Whether `link` is set up.
+pub fn is_up(link: &LinkMessage) -> bool {
+    link.header.flags.contains(LinkFlags::Up)
 }
 
 /// The address that a link has itself: `Local`, as `Address` is the peer's on a point-to-point link; else they are one, and IPv6

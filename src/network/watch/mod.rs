@@ -1,11 +1,9 @@
 //! `ringtap watch`: networks that drift are set right within a second.
 //!
 //! # Theory of operation
-//! One event loop. The kernel's notices of links, addresses, routes and nftables ([`notices`]) and the end of a dnsmasq (a
+//! One event loop. The kernel's notices of links, addresses, routes and nftables ([`notices`](super::notices)) and the end of a dnsmasq (a
 //! pidfd) are reasons to look, and nothing more: a look ([`keeper`]) is what any other command does, observe and plan, and
-//! goes on to apply what the plan has. It waits a moment for what comes along ([`SETTLE`]), and longer where the last look
-//! was just now ([`GAP`]): a host on which something changes all the time is looked at twice a second. What is set right makes
-//! notices as well, so that a look follows, which finds nothing.
+//! goes on to apply what the plan has. What is set right makes notices as well, so that a look follows, which finds nothing.
 //!
 //! Tenants' namespaces are listened in as the host's own. A sysctl changes without notice, and so do the tables of
 //! iptables-legacy and the names of namespaces; a dnsmasq that another ringtap starts is not held
@@ -18,34 +16,22 @@
 //! the start and on SIGHUP, and only for which networks are meant.
 
 mod keeper;
-mod notices;
 mod patience;
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::io;
-use std::mem;
 use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::plan::namespace;
-use super::{Error, list, netns, ready};
+use super::notices::{Notices, Soon, TenantNotices};
+use super::{Error, list, ready};
 use crate::cli::NetworkArgs;
 use crate::programs::Process;
 use crate::report::{causes, say};
 use crate::signals::{EndRequests, ReloadRequests};
-use crate::types::Name;
 use keeper::{Keeper, Looked};
-use notices::Notices;
-
-/// How long a look waits for what belongs together.
-const SETTLE: Duration = Duration::from_millis(50);
-
-/// The least time from one look to the next.
-const GAP: Duration = Duration::from_millis(500);
 
 /// How long it waits before it tries the lock again.
 const RETRY: Duration = Duration::from_millis(100);
@@ -86,28 +72,6 @@ fn run(watcher: Watcher) -> io::Result<()> {
     }
 }
 
-/// Notices of a namespace of a tenant's.
-struct Elsewhere {
-    id: netns::Id,
-    notices: [Notices; 2],
-}
-
-impl Elsewhere {
-    /// None where there is no such namespace.
-    fn of(tenant: &Name) -> io::Result<Option<Self>> {
-        let name = namespace(tenant);
-        let Some(id) = netns::id(&name) else {
-            return Ok(None);
-        };
-        let notices = || Ok([Notices::of_links()?, Notices::of_tables()?]);
-        let notices: io::Result<_> = netns::within(&name, notices)?;
-        Ok(Some(Self {
-            id,
-            notices: notices?,
-        }))
-    }
-}
-
 struct Watcher {
     keeper: Keeper,
     end_requests: EndRequests,
@@ -115,16 +79,12 @@ struct Watcher {
     links: Notices,
     tables: Notices,
     /// When there is a reason to look.
-    soon: TimerFd,
+    soon: Soon,
     /// When there is none.
     regular: TimerFd,
-    /// Whether `soon` is set.
-    due: bool,
-    /// When the last look ended.
-    looked: Option<Instant>,
     servers: Vec<Process>,
     /// What is heard of the namespaces of tenants.
-    tenants: BTreeMap<Name, Elsewhere>,
+    tenants: TenantNotices,
     end: Option<io::Result<()>>,
 }
 
@@ -136,12 +96,12 @@ impl Watcher {
             reload_requests: ReloadRequests::catch()?,
             links: Notices::of_links()?,
             tables: Notices::of_tables()?,
-            soon: TimerFd::new()?,
+            soon: Soon::new()?,
             regular: TimerFd::new()?,
-            due: false,
-            looked: None,
             servers: Vec::new(),
-            tenants: BTreeMap::new(),
+            tenants: TenantNotices::new(TENANTS, || {
+                Ok(vec![Notices::of_links()?, Notices::of_tables()?])
+            }),
             end: None,
         })
     }
@@ -157,61 +117,46 @@ impl Watcher {
             RELOAD => {
                 self.reload_requests.take()?;
                 self.keeper.reload();
-                self.look_soon()
+                self.soon.ask()
             }
             LINKS => {
                 self.links.drain()?;
-                self.look_soon()
+                self.soon.ask()
             }
             TABLES => {
                 self.tables.drain()?;
-                self.look_soon()
+                self.soon.ask()
             }
             TENANTS => {
-                let mut notices = self.tenants.values().flat_map(|it| &it.notices);
-                notices.try_for_each(Notices::drain)?;
-                self.look_soon()
+                self.tenants.drain()?;
+                self.soon.ask()
             }
             SOON => {
-                self.soon.wait()?;
-                self.due = false;
+                self.soon.take()?;
                 self.look(ops)
             }
             REGULAR => {
                 self.regular.wait()?;
-                self.look_soon()
+                self.soon.ask()
             }
             server => {
                 self.ended(server - SERVERS, ops)?;
-                self.look_soon()
+                self.soon.ask()
             }
         }
-    }
-
-    /// Sets the time of the next look, if it is not set.
-    fn look_soon(&mut self) -> io::Result<()> {
-        let since = self.looked.map_or(GAP, |looked| looked.elapsed());
-        self.look_in(SETTLE.max(GAP.saturating_sub(since)))
-    }
-
-    fn look_in(&mut self, time: Duration) -> io::Result<()> {
-        if !self.due {
-            self.soon.reset(time, None)?;
-            self.due = true;
-        }
-        Ok(())
     }
 
     fn look(&mut self, ops: &mut EventOps) -> io::Result<()> {
         // Held before the look: one that ends after it has been seen is heard of.
         self.hold_servers(ops)?;
-        self.hear_of_tenants(ops)?;
+        let tenants = self.keeper.tenants().map_err(io::Error::other)?;
+        self.tenants.hear(tenants, ops)?;
         let looked = self.keeper.look();
-        let first = self.looked.replace(Instant::now()).is_none();
+        let first = self.soon.looked();
         match looked {
-            Ok(Looked::Locked) => self.look_in(RETRY)?,
+            Ok(Looked::Locked) => self.soon.ask_in(RETRY)?,
             // One that was started ends unheard until the next look holds it.
-            Ok(Looked::Busy) => self.look_soon()?,
+            Ok(Looked::Busy) => self.soon.ask()?,
             Ok(Looked::Quiet) => {}
             Err(error) => tracing::error!("{}; looking again soon", causes(&error)),
         }
@@ -228,35 +173,6 @@ impl Watcher {
                 let event = Events::with_data(&server, SERVERS + server.pid, EventSet::IN);
                 ops.add(event).map_err(io::Error::other)?;
                 self.servers.push(server);
-            }
-        }
-        Ok(())
-    }
-
-    /// Listens in the namespaces of tenants. Of one that is gone nothing may be held: the kernel would keep it.
-    fn hear_of_tenants(&mut self, ops: &mut EventOps) -> io::Result<()> {
-        let up = self.keeper.tenants().map_err(io::Error::other)?;
-        let heard = mem::take(&mut self.tenants);
-        for (tenant, elsewhere) in heard {
-            if up.contains(&tenant) && netns::id(&namespace(&tenant)) == Some(elsewhere.id) {
-                self.tenants.insert(tenant, elsewhere);
-                continue;
-            }
-            for notices in &elsewhere.notices {
-                ops.remove(Events::empty(notices))
-                    .map_err(io::Error::other)?;
-            }
-        }
-        for tenant in up {
-            let Entry::Vacant(place) = self.tenants.entry(tenant) else {
-                continue;
-            };
-            if let Some(elsewhere) = Elsewhere::of(place.key())? {
-                for notices in &elsewhere.notices {
-                    let event = Events::with_data(notices, TENANTS, EventSet::IN);
-                    ops.add(event).map_err(io::Error::other)?;
-                }
-                place.insert(elsewhere);
             }
         }
         Ok(())
@@ -283,7 +199,7 @@ impl Watcher {
         add(&self.soon, SOON)?;
         add(&self.regular, REGULAR)?;
         self.regular.reset(REGULARLY, Some(REGULARLY))?;
-        self.look_soon()
+        self.soon.ask()
     }
 }
 
