@@ -88,11 +88,10 @@ struct Leases {
 impl Leases {
     /// With those of `file` that have not ended.
     fn of(file: Option<LeaseFile>) -> Self {
-        let (now, clock) = (Instant::now(), since_boot());
         let kept = file.as_ref().map(LeaseFile::kept).unwrap_or_default();
         let left = kept.iter().filter_map(|(net, until)| {
-            let left = until.checked_sub(clock)?;
-            Some((*net, now.checked_add(left)))
+            let left = until.checked_sub(since_boot())?;
+            Some((*net, Instant::now().checked_add(left)))
         });
         Self {
             all: left.take(MOST_LEASES).collect(),
