@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
 };
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec};
 use thiserror::Error;
@@ -27,6 +29,11 @@ pub enum LinkError {
     /// It is not of this network namespace, or is gone.
     #[error("there is no link {0} here")]
     Missing(IfName),
+    /// Nobody serves it, or it is down.
+    #[error(
+        "{0} has no carrier, though its guest is there: ip link set {0} up, or name the back-end's tap, --tap NAME"
+    )]
+    NoCarrier(IfName),
     /// A name that is taken.
     #[error("there is a link {0} already: it is not the bench's, `ip link delete {0}` removes it")]
     Taken(IfName),
@@ -151,6 +158,28 @@ impl Drop for BenchLink {
             tracing::warn!("{error}");
         }
     }
+}
+
+/// Waits until the kernel sends by `name`: it looks after a link that has just got a carrier within about a second
+/// (`linkwatch_schedule_work`), and what is sent to it before is lost.
+///
+/// # Errors
+/// See [`LinkError`].
+pub fn until_running(name: &IfName) -> Result<(), LinkError> {
+    const LONG: Duration = Duration::from_secs(10);
+    let mut netlink = Netlink::open()?;
+    let end = Instant::now() + LONG;
+    while !find(&mut netlink, name)?
+        .header
+        .flags
+        .contains(LinkFlags::Running)
+    {
+        if Instant::now() > end {
+            return Err(LinkError::NoCarrier(name.clone()));
+        }
+        sleep(LONG / 2000);
+    }
+    Ok(())
 }
 
 /// What the kernel has counted on a link. Of a tap, what it receives is what the guest sends.

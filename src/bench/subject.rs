@@ -256,6 +256,7 @@ fn drive(
         Some(tap) => tap.clone(),
         None => link::tap_of(nic.back_end)?,
     };
+    link::until_running(&tap)?;
     let mut sample = work::with_host(work, &mut nic, &tap, wish, span)?;
     sample.memory = Some(cpu::memory_of(nic.back_end)?);
     Ok(sample)
