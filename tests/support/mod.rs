@@ -18,6 +18,7 @@ pub mod netns;
 pub mod nic;
 pub mod ovs;
 pub mod party;
+pub mod served;
 pub mod terminal;
 pub mod testpmd;
 pub mod transfer;
