@@ -3,16 +3,17 @@
 mod support;
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use support::bridged::{Bridged, counters};
 use support::console::Console;
 use support::kernel::{Feature, run, trial};
 use support::lab::{Lab, tiny};
-use support::netns::until;
+use support::netns::{self, until};
 use support::testpmd::Testpmd;
 use support::transfer;
 use support::web::WebServer;
+use support::world::{BACKEND, World};
 
 fn main() {
     run(vec![
@@ -30,6 +31,11 @@ fn main() {
             "dpdk_drives_vhost_net_beside_the_backend",
             &[Feature::VhostNet],
             dpdk_on_vhost_net,
+        ),
+        trial(
+            "a_clock_that_jumps_costs_a_guest_nothing",
+            &[Feature::Kvm, Feature::OwnClock],
+            clock_jumps,
         ),
     ]);
 }
@@ -136,4 +142,31 @@ fn frames_all_arrive(world: &Bridged, tap: &str, mut testpmd: Testpmd) -> f64 {
     );
     testpmd.quit();
     rate
+}
+
+/// A host that has started in the past is set right by NTP, and one that was set wrong is set back: what a guest was given is
+/// known to the next backend, and a guest has run for as long as it has.
+fn clock_jumps() {
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+    let set = |time: SystemTime| {
+        let seconds = time.duration_since(UNIX_EPOCH).unwrap().as_secs();
+        netns::run("date", &["--set", &format!("@{seconds}")]);
+    };
+    let world = World::new("");
+    let start = Instant::now();
+    world.ringtap("start web1").succeeded();
+    drop(world.console());
+    for jump in [
+        |now| now + 2 * YEAR,
+        |now| now - 4 * YEAR,
+        |now| now + 2 * YEAR,
+    ] {
+        set(jump(SystemTime::now()));
+        world.kill(&BACKEND);
+        until("an answer of the guest's", || world.answers());
+        let uptime = world.web1()["uptime"].as_u64().unwrap();
+        assert!(uptime <= start.elapsed().as_secs(), "{uptime}");
+    }
+    world.ringtap("stop web1").succeeded();
+    world.nothing_is_left();
 }

@@ -224,3 +224,30 @@ fn a_run_directory_without_room_costs_no_guest() {
     fs::remove_dir(world.lab.run_dir()).unwrap();
     world.nothing_is_left();
 }
+
+/// What it asks for and does not get ends it, with a word, and the next one has its own limits.
+#[test]
+fn a_backend_at_its_limits_costs_no_guest() {
+    let world = World::new("");
+    let mut console = booted(&world);
+    let backend = world.lab.pids(&BACKEND)[0];
+    let status = fs::read_to_string(format!("/proc/{backend}/status")).unwrap();
+    let uid = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let uid = uid.unwrap().split_whitespace().next().unwrap();
+    // A root without CAP_SYS_RESOURCE may not do it, and whose process it is may; its group has the same number.
+    world.lab.host.run(&format!(
+        "setpriv --reuid {uid} --regid {uid} --clear-groups prlimit --pid {backend} --data=1 --nofile=1"
+    ));
+    world.ringtap("status web1");
+    until("its word", || {
+        world.log().contains("no scraper can be accepted")
+    });
+    world.is_reached();
+    console.run(
+        "ip link set eth0 down; ip link set eth0 up; killall -q udhcpc; ip address flush dev eth0; \
+         udhcpc -n -q -S -i eth0 -s /etc/udhcpc -t 10 -T 1 >/dev/null 2>&1",
+    );
+    world.is_reached();
+    world.ringtap("stop web1").succeeded();
+    world.nothing_is_left();
+}

@@ -83,6 +83,9 @@ pub enum StatsError {
     /// The unix socket can't be had.
     #[error("--stats")]
     Socket(#[from] SocketError),
+    /// There are too many open files, as a rule.
+    #[error("no scraper can be accepted")]
+    Accept(#[source] io::Error),
     /// The address can't be had.
     #[error("--stats {addr}: it can't be listened on")]
     Listen {
@@ -130,15 +133,20 @@ impl StatsServer {
     /// client, or too many.
     ///
     /// # Errors
-    /// What `text` fails with. A client that can't be answered is logged.
-    pub fn serve<E>(&self, text: impl FnOnce() -> Result<String, E>) -> Result<(), E> {
+    /// What `text` fails with, and that no client can be accepted: it would stay there, and have the loop try for ever. One that
+    /// can't be answered is logged.
+    pub fn serve<E: From<StatsError>>(
+        &self,
+        text: impl FnOnce() -> Result<String, E>,
+    ) -> Result<(), E> {
         let client = match self.listener.accept() {
             Ok(client) => client,
             Err(error) => {
-                if error.kind() != io::ErrorKind::WouldBlock {
-                    tracing::warn!("a scraper could not be accepted: {error}");
-                }
-                return Ok(());
+                return match error.kind() {
+                    // It has left again.
+                    io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted => Ok(()),
+                    _ => Err(StatsError::Accept(error).into()),
+                };
             }
         };
         if Arc::strong_count(&self.clients) > MOST_CLIENTS {

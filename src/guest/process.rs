@@ -198,13 +198,19 @@ pub fn background(program: &Path, log: &Path) -> io::Result<Command> {
     Ok(command)
 }
 
-/// The last line of a log that is not blank, for an error.
+/// The last line of a log that is not blank, with the causes that an error has in lines of their own, for an error.
 pub fn last_line(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
-    let last = text
-        .lines()
-        .rev()
-        .map(str::trim)
-        .find(|line| !line.is_empty());
-    last.unwrap_or("it said nothing").to_owned()
+    let lines = text.lines().rev().map(str::trim);
+    let mut last = Vec::new();
+    for line in lines.filter(|line| !line.is_empty()) {
+        last.insert(0, line);
+        if !line.starts_with("because: ") {
+            break;
+        }
+    }
+    match &last[..] {
+        [] => "it said nothing".to_owned(),
+        lines => lines.join(", "),
+    }
 }
