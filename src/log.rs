@@ -1,7 +1,7 @@
 //! The log: lines on stderr.
 //!
 //! What runs in the background has a file for it in the run directory, and says there what guests make it say: a NIC that is reset all
-//! day long has a line each time. Such a file begins anew once it has grown to [`KEPT`] bytes.
+//! day long has a line each time. Such a file begins anew once it has grown to `KEPT` bytes.
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;

@@ -1,7 +1,7 @@
 //! The kernel's notices that something has changed: netlink's multicast groups (netlink(7), rtnetlink(7)).
 //!
 //! What they say is not read. Each is a reason to look, and so is that some were lost. A look waits a moment for what comes along
-//! ([`SETTLE`]), and longer where the last one was just now ([`GAP`]): a host on which something changes all the time is looked at
+//! (`SETTLE`), and longer where the last one was just now (`GAP`): a host on which something changes all the time is looked at
 //! twice a second ([`Soon`]).
 
 use std::collections::btree_map::Entry;
