@@ -225,7 +225,7 @@ fn a_run_directory_without_room_costs_no_guest() {
     world.nothing_is_left();
 }
 
-/// What it asks for and does not get ends it, with a word, and the next one has its own limits.
+/// What it asks for and does not get it does without; the next one has its own limits.
 #[test]
 fn a_backend_at_its_limits_costs_no_guest() {
     let world = World::new("");
@@ -240,7 +240,8 @@ fn a_backend_at_its_limits_costs_no_guest() {
     ));
     world.ringtap("status web1");
     until("its word", || {
-        world.log().contains("no scraper can be accepted")
+        let said = world.lab.backend_log("web1");
+        said.contains("no scraper can be accepted: Too many open files")
     });
     world.is_reached();
     console.run(
@@ -248,6 +249,10 @@ fn a_backend_at_its_limits_costs_no_guest() {
          udhcpc -n -q -S -i eth0 -s /etc/udhcpc -t 10 -T 1 >/dev/null 2>&1",
     );
     world.is_reached();
+    world.kill(&BACKEND);
+    until("counters", || {
+        !world.ringtap("status web1").out.contains("does not answer")
+    });
     world.ringtap("stop web1").succeeded();
     world.nothing_is_left();
 }

@@ -384,7 +384,10 @@ fn allowed(needs: &Needs) -> Result<Calls, SandboxError> {
         // its log, which begins anew when it is long
         (
             libc::SYS_ftruncate,
-            one_of(0, [libc::STDERR_FILENO as u64])?,
+            vec![rule(vec![
+                condition(0, SeccompCmpOp::Eq, libc::STDERR_FILENO as u64)?,
+                condition(1, SeccompCmpOp::Eq, 0)?,
+            ])?],
         ),
         (libc::SYS_tgkill, one_of(0, [own])?),
     ];
@@ -412,10 +415,19 @@ fn one_of(
     values.into_iter().map(rule).collect()
 }
 
-/// Arguments are compared as the kernel takes most of them: by their lower half.
+/// A rule that holds where the argument of this number is so.
 fn when(argument: u8, is: SeccompCmpOp, value: u64) -> Result<SeccompRule, SandboxError> {
+    rule(vec![condition(argument, is, value)?])
+}
+
+/// A rule that holds where all of these do.
+fn rule(conditions: Vec<SeccompCondition>) -> Result<SeccompRule, SandboxError> {
+    SeccompRule::new(conditions).map_err(|cause| SandboxError::Seccomp(cause.into()))
+}
+
+/// Arguments are compared as the kernel takes most of them: by their lower half.
+fn condition(argument: u8, is: SeccompCmpOp, value: u64) -> Result<SeccompCondition, SandboxError> {
     SeccompCondition::new(argument, SeccompCmpArgLen::Dword, is, value)
-        .and_then(|condition| SeccompRule::new(vec![condition]))
         .map_err(|cause| SandboxError::Seccomp(cause.into()))
 }
 

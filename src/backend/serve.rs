@@ -28,6 +28,7 @@ use super::session::{Device, Limits, SessionError};
 use super::socket::{Socket, SocketError};
 use super::stats::{StatsAddr, StatsError, StatsServer, render};
 use super::worker::{Worker, WorkerError};
+use crate::report::causes;
 use crate::signals::EndRequests;
 use crate::tap::{self, Tap, TapError, TapQueue};
 use crate::types::RateLimit;
@@ -37,9 +38,13 @@ const FRONT_END: u32 = 1;
 const SIGNALS: u32 = 2;
 const STATS: u32 = 3;
 const LOST: u32 = 4;
+const STATS_PAUSE: u32 = 5;
 
 /// How long a client waits before it looks again for a front-end that listens.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// How long no scraper is accepted after one could not be.
+const STATS_RETRY: Duration = Duration::from_secs(1);
 
 /// Why a backend can't serve, or can't go on.
 #[derive(Debug, Error)]
@@ -166,6 +171,7 @@ pub fn serve(args: &BackendArgs) -> Result<(), BackendError> {
         door,
         signals,
         stats,
+        stats_pause: TimerFd::new().map_err(io::Error::from)?,
         lost,
         front_end,
         end: None,
@@ -401,6 +407,8 @@ struct Server {
     door: Door,
     signals: EndRequests,
     stats: Option<StatsServer>,
+    /// When scrapers are accepted again.
+    stats_pause: TimerFd,
     /// Readable once the tap has been deleted.
     lost: Arc<EventFd>,
     front_end: Option<Connection>,
@@ -415,6 +423,8 @@ impl Server {
         if let Some(stats) = &self.stats {
             ops.add(Events::with_data(stats, STATS, EventSet::IN))?;
         }
+        let pause = Events::with_data(&self.stats_pause, STATS_PAUSE, EventSet::IN);
+        ops.add(pause)?;
         match &self.front_end {
             Some(connection) => {
                 Ok(ops.add(Events::with_data(connection, FRONT_END, EventSet::IN))?)
@@ -461,11 +471,30 @@ impl Server {
         self.door.watch(ops)
     }
 
-    fn serve_stats(&self) -> Result<(), BackendError> {
+    fn serve_stats(&mut self, ops: &mut EventOps) -> Result<(), BackendError> {
         let Some(stats) = &self.stats else {
             return Ok(());
         };
-        stats.serve(|| Ok(render(&self.name, &self.device.report()?)))
+        match stats.serve(|| Ok(render(&self.name, &self.device.report()?))) {
+            // It stays there, and would have the loop try for ever; that is no reason to leave the guest alone.
+            Err(BackendError::Stats(error @ StatsError::Accept(_))) => {
+                tracing::warn!("{}", causes(&error));
+                ops.remove(Events::empty(stats))?;
+                Ok(self
+                    .stats_pause
+                    .reset(STATS_RETRY, None)
+                    .map_err(io::Error::from)?)
+            }
+            served => served,
+        }
+    }
+
+    fn serve_stats_again(&mut self, ops: &mut EventOps) -> Result<(), BackendError> {
+        self.stats_pause.wait().map_err(io::Error::from)?;
+        match &self.stats {
+            Some(stats) => Ok(ops.add(Events::with_data(stats, STATS, EventSet::IN))?),
+            None => Ok(()),
+        }
     }
 }
 
@@ -480,7 +509,8 @@ impl MutEventSubscriber for Server {
         let done = match events.data() {
             DOOR => self.meet(ops),
             FRONT_END => self.serve_message(ops),
-            STATS => self.serve_stats(),
+            STATS => self.serve_stats(ops),
+            STATS_PAUSE => self.serve_stats_again(ops),
             LOST => Err(BackendError::Lost(self.name.clone())),
             _ => {
                 self.end = Some(self.device.log_counters().map_err(BackendError::from));

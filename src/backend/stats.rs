@@ -133,8 +133,7 @@ impl StatsServer {
     /// client, or too many.
     ///
     /// # Errors
-    /// What `text` fails with, and that no client can be accepted: it would stay there, and have the loop try for ever. One that
-    /// can't be answered is logged.
+    /// What `text` fails with, and that no client can be accepted, who is still there then. One that can't be answered is logged.
     pub fn serve<E: From<StatsError>>(
         &self,
         text: impl FnOnce() -> Result<String, E>,

@@ -365,18 +365,28 @@ impl HostNic {
             record.clean(index, dir);
             return Ok(None);
         }
-        let running = record.running_backend(index, dir);
-        let mut link = match &record.plug {
-            Plug::Ipvtap(wish) => Link::Ipvtap(match &running {
-                Some(backend) => Ipvtap::adopt(wish, backend.pidfd.as_fd())?,
-                None => Ipvtap::make_when_free(wish)?,
-            }),
+        let mut running = record.running_backend(index, dir);
+        let link = match &record.plug {
+            Plug::Ipvtap(wish) => {
+                let there = running.as_ref();
+                let there = there.map(|backend| Ipvtap::adopt(wish, backend.pidfd.as_fd()));
+                Link::Ipvtap(match there {
+                    Some(Ok(ipvtap)) => ipvtap,
+                    // It was deleted under its backend, which holds what is left of it.
+                    Some(Err(_)) => {
+                        drop(running.take().map(Process::from));
+                        Ipvtap::make_when_free(wish)?
+                    }
+                    None => Ipvtap::make_when_free(wish)?,
+                })
+            }
             Plug::Port(port) => Link::Port(port.clone()),
         };
         let log = dir.join(format!("nic{index}.log"));
         let backend = match running {
             Some(backend) => backend.into(),
-            None => link.served(&record, &log)?,
+            // Whatever its link is like: the supervisor looks at that, and starts another where it has to.
+            None => link.serve(&record, &log)?,
         };
         Ok(Some(Self {
             index,
@@ -487,16 +497,22 @@ impl Link {
             }
             _ => {}
         }
+        self.serve(record, log)
+    }
+
+    /// As [`Link::served`], whatever has become of it.
+    fn serve(&self, record: &NicRecord, log: &Path) -> Result<Process, NicError> {
         let spawn = || spawn(record, self, log, None);
         beside(record.plug.tenant(), spawn).map_err(NicError::Namespace)?
     }
 
-    /// Makes it again.
+    /// Makes it again, whole or not at all.
     fn make_again(&mut self) -> Result<(), NicError> {
         match self {
             Self::Port(port) => {
                 let made = beside(port.tenant.as_ref(), || port.make());
-                made.map_err(NicError::Namespace)??;
+                let made = made.map_err(NicError::Namespace)?;
+                made.inspect_err(|_| delete(port))?;
                 Ok(())
             }
             Self::Ipvtap(ipvtap) => Ok(ipvtap.make_again()?),

@@ -96,7 +96,7 @@ struct GuestStatus {
 struct NicStatus {
     tap: IfName,
     /// What has become of its link, where that is not as it was made.
-    link: Option<String>,
+    complaint: Option<String>,
     network: Name,
     queues: Vec<QueueCounters>,
     /// The last frames that its guard has refused.
@@ -130,7 +130,7 @@ impl GuestStatus {
                     let stats = answer.unwrap_or_default();
                     NicStatus {
                         tap: nic.link().clone(),
-                        link: nic.complaint(),
+                        complaint: nic.complaint(),
                         network: nic.network,
                         error,
                         queues: stats.queues,
@@ -145,7 +145,7 @@ impl GuestStatus {
         say(format_args!("guest {}", self.name));
         for nic in &self.nics {
             say(format_args!("  {} on {}", nic.tap, nic.network));
-            if let Some(complaint) = &nic.link {
+            if let Some(complaint) = &nic.complaint {
                 say(format_args!("    {complaint}"));
             }
             if let Some(error) = &nic.error {

@@ -50,7 +50,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long a guest may take to power off that was asked by a signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(cli::STOP_TIMEOUT as u64);
 
-/// How long links are left alone of which one could not be plugged in.
+/// How often links are looked at while nothing can be heard of some.
 const LINK_PAUSE: Duration = Duration::from_secs(5);
 
 /// Why a guest has failed that was to be taken over.
@@ -311,18 +311,19 @@ impl Supervisor {
                 self.retry.wait()?;
                 let waiting = std::mem::take(&mut self.waiting);
                 let mut waiting = waiting.into_iter();
-                waiting.try_for_each(|index| self.restart_backend(index, ops))
+                waiting.try_for_each(|index| self.restart_backend(index, ops))?;
+                self.look.ask()
             }
             AGAIN => {
                 self.again.wait()?;
                 self.start_anew(ops)
             }
             LINKS => {
-                self.links.drain()?;
+                told_alone(self.links.drain());
                 self.look.ask()
             }
             LINKS_OF_TENANTS => {
-                self.links_of_tenants.drain()?;
+                told_alone(self.links_of_tenants.drain());
                 self.look.ask()
             }
             LOOK => {
@@ -402,7 +403,7 @@ impl Supervisor {
             let _ = ops.remove(Events::empty(nic.backend()));
         }
         // The network may go, and a namespace with it.
-        self.links_of_tenants.hear(BTreeSet::new(), ops)?;
+        told_alone(self.links_of_tenants.hear(BTreeSet::new(), ops));
         let changed = change(&mut self.guarded);
         self.watch_backend(index, ops)?;
         self.look.ask()?;
@@ -642,8 +643,7 @@ impl Supervisor {
         match nic.restart() {
             Ok(()) => {
                 watch(ops, nic.backend(), backend_event(index))?;
-                self.complain(index, None, ops);
-                Ok(())
+                self.look.ask() // whether all is well with its link
             }
             // Notices tell when there is another try.
             Err(NicError::Lost(complaint)) => {
@@ -659,47 +659,61 @@ impl Supervisor {
         }
     }
 
-    /// Sets right what has become of the NICs' links, unless somebody has meant it: one that was deleted is made again, and gets a
-    /// backend of its own; one whose bridge was deleted is plugged into the next of that name.
+    /// Looks what has become of the NICs' links, but of those that wait for another try.
     fn look_at_links(&mut self, ops: &mut EventOps) -> io::Result<()> {
-        self.hear_of_tenants(ops)?;
-        let indices: Vec<usize> = self.guarded.nics.keys().copied().collect();
-        self.complaints.retain(|index, _| indices.contains(index));
+        let all_heard = told_alone(self.hear_of_tenants(ops));
+        let nics = self.guarded.nics.keys().copied();
+        let indices: Vec<usize> = nics.filter(|it| !self.waiting.contains(it)).collect();
+        self.complaints
+            .retain(|index, _| self.guarded.nics.contains_key(index));
         for index in indices {
-            let Some(nic) = self.guarded.nics.get_mut(&index) else {
-                continue;
-            };
-            let found = match nic.look() {
-                Ok(found) => found,
-                Err(error) => {
-                    self.complain(index, Some(causes(&error)), ops);
-                    continue;
-                }
-            };
-            let complaint = nic.complaint(found);
-            match found {
-                Found::Deleted { trunk: true } => {
-                    let _ = ops.remove(Events::empty(nic.backend())); // it may have ended already
-                    nic.backend().end();
-                    self.complain(index, complaint, ops);
-                    self.restart_backend(index, ops)?;
-                }
-                Found::Unplugged { trunk: true } => {
-                    let plugged = nic.plug_in();
-                    self.complain(index, complaint, ops);
-                    match plugged {
-                        Ok(()) => self.complain(index, None, ops),
-                        Err(error) => {
-                            self.complain(index, Some(causes(&error)), ops);
-                            self.look.ask_in(LINK_PAUSE)?;
-                        }
-                    }
-                }
-                _ => self.complain(index, complaint, ops),
-            }
+            self.look_at_link(index, ops)?;
         }
         self.look.looked();
-        Ok(())
+        // Nothing is heard of a namespace that is to come.
+        match all_heard {
+            Some(true) => Ok(()),
+            Some(false) | None => self.look.ask_in(LINK_PAUSE),
+        }
+    }
+
+    /// Sets right what has become of NIC `index`'s link, unless somebody has meant it: one that was deleted is made again, and gets a
+    /// backend of its own; one whose bridge was deleted is plugged into the next of that name.
+    fn look_at_link(&mut self, index: usize, ops: &mut EventOps) -> io::Result<()> {
+        let Some(nic) = self.guarded.nics.get_mut(&index) else {
+            return Ok(());
+        };
+        let found = match nic.look() {
+            Ok(found) => found,
+            Err(error) => {
+                self.complain(index, Some(causes(&error)), ops);
+                return Ok(());
+            }
+        };
+        let complaint = nic.complaint(found);
+        match found {
+            Found::Deleted { trunk: true } => {
+                let _ = ops.remove(Events::empty(nic.backend())); // it may have ended already
+                nic.backend().end();
+                self.complain(index, complaint, ops);
+                self.restart_backend(index, ops)
+            }
+            Found::Unplugged { trunk: true } => match nic.plug_in() {
+                Ok(()) => {
+                    self.complain(index, complaint, ops);
+                    self.complain(index, None, ops);
+                    Ok(())
+                }
+                Err(error) => {
+                    self.complain(index, Some(causes(&error)), ops);
+                    self.wait_for_retry(index)
+                }
+            },
+            _ => {
+                self.complain(index, complaint, ops);
+                Ok(())
+            }
+        }
     }
 
     /// Says what there is to say of NIC `index`'s link, once.
@@ -718,7 +732,7 @@ impl Supervisor {
     }
 
     /// Listens where the tenants are on whose networks it is.
-    fn hear_of_tenants(&mut self, ops: &mut EventOps) -> io::Result<()> {
+    fn hear_of_tenants(&mut self, ops: &mut EventOps) -> io::Result<bool> {
         let nics = self.guarded.nics.values();
         let tenants = nics.filter_map(|nic| nic.record().tenant().cloned());
         let tenants = tenants.collect();
@@ -726,8 +740,14 @@ impl Supervisor {
     }
 
     fn wait_for_retry(&mut self, index: usize) -> io::Result<()> {
-        self.waiting.push(index);
-        Ok(self.retry.reset(PAUSE, None)?)
+        // The timer runs already where others wait.
+        if self.waiting.is_empty() {
+            self.retry.reset(PAUSE, None)?;
+        }
+        if !self.waiting.contains(&index) {
+            self.waiting.push(index);
+        }
+        Ok(())
     }
 
     fn begin(&mut self, ops: &mut EventOps) -> io::Result<()> {
@@ -791,6 +811,12 @@ impl Supervisor {
         }
         Ok(outcome)
     }
+}
+
+/// What `done` gives. That it could not be done is no reason to end a guest, and is told.
+fn told_alone<T>(done: io::Result<T>) -> Option<T> {
+    done.inspect_err(|error| tracing::warn!("links can't be listened to: {error}"))
+        .ok()
 }
 
 fn backend_event(index: usize) -> u32 {

@@ -118,19 +118,19 @@ impl TenantNotices {
         }
     }
 
-    /// Listens in the namespaces of `tenants`, as far as there are any, and in no others.
+    /// Listens in the namespaces of `tenants`, and in no others. Whether there is one of each.
     ///
     /// # Errors
     /// A namespace can't be entered, or the kernel has no socket to give.
-    pub fn hear(&mut self, tenants: BTreeSet<Name>, ops: &mut EventOps) -> io::Result<()> {
+    pub fn hear(&mut self, tenants: BTreeSet<Name>, ops: &mut EventOps) -> io::Result<bool> {
+        let mut all = true;
         for (tenant, elsewhere) in std::mem::take(&mut self.heard) {
             if tenants.contains(&tenant) && netns::id(&namespace(&tenant)) == Some(elsewhere.id) {
                 self.heard.insert(tenant, elsewhere);
                 continue;
             }
             for notices in &elsewhere.notices {
-                let event = Events::empty(notices);
-                ops.remove(event).map_err(io::Error::other)?;
+                let _ = ops.remove(Events::empty(notices)); // it was added
             }
         }
         for tenant in tenants {
@@ -139,6 +139,7 @@ impl TenantNotices {
             };
             let name = namespace(place.key());
             let Some(id) = netns::id(&name) else {
+                all = false;
                 continue;
             };
             let notices = netns::within(&name, self.subscribe)??;
@@ -148,7 +149,7 @@ impl TenantNotices {
             }
             place.insert(Elsewhere { id, notices });
         }
-        Ok(())
+        Ok(all)
     }
 
     /// Takes what has come, as [`Notices::drain`].

@@ -160,16 +160,27 @@ impl Port {
 
     /// Attaches the link, from where its bridge is ([`beside`]): a tap, which exists, becomes a port of the bridge; a macvtap is made. It
     /// has the MTU of the bridge or uplink as it is, or on a LAN what the file says; it is in its VLANs, is kept from other guests
-    /// if they are to be, and is up.
+    /// if they are to be, and is up, and that last.
     ///
     /// # Errors
-    /// A link is missing, or the kernel or Open vSwitch refuses.
+    /// A link is missing, or the kernel or Open vSwitch refuses; a tap is no port of a bridge of the kernel's then.
     pub fn attach(&self) -> Result<Attached, PortError> {
         let netlink = Netlink::open()?;
+        let attached = self.attach_by(&netlink);
+        if attached.is_err() && matches!(self.kind, Kind::Tap) {
+            let _ = netlink.release(&self.link); // or it would be on the bridge without its VLANs
+        }
+        attached
+    }
+
+    fn attach_by(&self, netlink: &Netlink) -> Result<Attached, PortError> {
         let (name, trunk) = (&self.link, &self.trunk);
         let mut checksums = true;
         match &self.kind {
-            Kind::Tap => netlink.attach(name, trunk, self.mtu)?,
+            Kind::Tap => {
+                netlink.set_down(name)?; // until all of it is so
+                netlink.attach(name, trunk, self.mtu)?;
+            }
             Kind::OnOvs(port) => {
                 // A port that is smaller would shrink the bridge's.
                 netlink.fit(name, trunk, self.mtu)?;

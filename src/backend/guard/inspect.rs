@@ -119,50 +119,32 @@ impl Frame<'_> {
         mac.is_none_or(|mac| self.at(6) == Ok(mac.octets()))
     }
 
-    /// The source of an ordinary packet: a whole one of TCP or UDP, untagged and without options. It claims an Ethernet address and this, and
-    /// nothing else: [`Frame::judge`] lets it pass if the guest owns both, and this is asked for every frame.
+    /// The source of an ordinary packet: a whole one of TCP or UDP, untagged and without options. It claims an Ethernet address and
+    /// this, and nothing else: [`Frame::judge`] lets it pass if the guest owns both.
     pub fn ordinary_source(&self) -> Option<IpAddr> {
         let be = |at: usize| u16::from_be_bytes([self.head[at], self.head[at + 1]]);
-        let (source, upper, end) = match self.head {
-            [_, _, _, _, _, _, _, _, _, _, _, _, 0x08, 0x00, 0x45, ..] => {
+        // EtherType, version and IPv4's header length; then where each header has what.
+        let (source, protocol, at, end) = match self.at::<3>(12).ok()? {
+            [0x08, 0x00, 0x45] => {
                 let head = self.head.first_chunk::<38>()?;
                 if be(20) & 0x3fff != 0 {
                     return None; // a fragment
                 }
                 let source = Ipv4Addr::from(self.at::<4>(26).ok()?);
-                (
-                    IpAddr::from(source),
-                    (head[23], 34),
-                    14 + usize::from(be(16)),
-                )
+                let end = 14 + usize::from(be(16));
+                (IpAddr::from(source), head[23], 34, end)
             }
-            [
-                _,
-                _,
-                _,
-                _,
-                _,
-                _,
-                _,
-                _,
-                _,
-                _,
-                _,
-                _,
-                0x86,
-                0xdd,
-                0x60..=0x6f,
-                ..,
-            ] => {
+            [0x86, 0xdd, 0x60..=0x6f] => {
                 let head = self.head.first_chunk::<58>()?;
                 let source = Ipv6Addr::from(self.at::<16>(22).ok()?);
-                (source.into(), (head[20], 54), 54 + usize::from(be(18)))
+                let end = 54 + usize::from(be(18));
+                (IpAddr::from(source), head[20], 54, end)
             }
             _ => return None,
         };
         let upper = Upper {
-            protocol: upper.0,
-            at: upper.1,
+            protocol,
+            at,
             is_first: true,
         };
         let says_nothing = match upper.protocol {

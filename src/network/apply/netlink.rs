@@ -555,6 +555,14 @@ impl Netlink {
         }))
     }
 
+    /// Makes `port` nobody's, and sets it down.
+    ///
+    /// # Errors
+    /// The kernel's, or there is no such link.
+    pub fn release(&self, port: &IfName) -> Result<(), NetlinkError> {
+        self.do_one(Request::release(port, &self.there(port)?, false))
+    }
+
     /// Makes a macvtap with address `mac` on `uplink`, of its MTU, down.
     ///
     /// # Errors
