@@ -37,6 +37,8 @@ const BLOB: usize = 1 << 20;
 const STEADY: &str = "steady";
 const HARMED: &str = "harmed";
 
+const HARMED_QEMU: [&str; 2] = ["memory-backend-memfd", "guest=harmed"];
+
 const HOSTS: [(&str, u8); 2] = [(STEADY, 10), (HARMED, 11)];
 
 /// What a guest does all the time. A connection that was begun without the rules that translate addresses is for nothing.
@@ -119,7 +121,10 @@ impl World {
             Mishap::BackendKilled => self.kill(&["backend --socket-path", &format!("/{HARMED}/")]),
             Mishap::SupervisorKilled => self.kill(&["supervise", HARMED]),
             Mishap::DnsmasqKilled => self.kill(&["dnsmasq --conf-file", "default"]),
-            Mishap::QemuKilled => self.kill(&["memory-backend-memfd", &format!("guest={HARMED}")]),
+            Mishap::QemuKilled => {
+                self.kill(&HARMED_QEMU);
+                until("its end", || self.pid(&HARMED_QEMU).is_none());
+            }
             Mishap::TapDeleted => drop(host.attempt(&format!("ip link delete {tap}"))),
             Mishap::TapFlaps => {
                 host.attempt(&format!("ip link set {tap} down"));
@@ -142,7 +147,8 @@ impl World {
         match mishap {
             // Whoever looks at the guests has their supervisors started again.
             Mishap::SupervisorKilled => drop(self.ringtap("list")),
-            Mishap::QemuKilled => self.puts_to_work(HARMED),
+            // Its console still has what the one before has said.
+            Mishap::QemuKilled => until("another QEMU", || self.pid(&HARMED_QEMU).is_some()),
             _ => {}
         }
         for (_, host) in HOSTS {
@@ -150,6 +156,9 @@ impl World {
                 let ping = format!("ping -n -c 1 -W 1 192.168.100.{host}");
                 self.lab.host.attempt(&ping).status.success()
             });
+        }
+        if mishap == Mishap::QemuKilled {
+            self.puts_to_work(HARMED);
         }
         for (guest, _) in HOSTS {
             let mut received = self.received(guest);
