@@ -4,134 +4,42 @@
 mod support;
 
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use support::driver::{DriverRing, MEMORY, frame, guest_memory};
-use support::front_end::{Events, PATIENCE, RawFrontEnd, wait_for};
-use support::netns::{BOUND, Netns, bounded, until, wait};
+use nix::sys::signal::Signal;
+use support::driver::{DriverRing, MEMORY, guest_memory};
+use support::front_end::{Events, wait_for};
+use support::netns::{BOUND, bounded, wait};
+use support::served::{
+    BROADCAST, Backend, GUEST_MAC, PROTOCOL_FEATURES, RINGTAP, VERSION_1, World, refusal_of,
+    test_frame,
+};
+use support::wire::Wire;
 use vhost::vhost_user::message::FrontendReq as Req;
 
-const VERSION_1: u64 = 1 << 32;
-const PROTOCOL_FEATURES: u64 = 1 << 30;
-
-/// A namespace and a place for sockets.
-struct World {
-    netns: Netns,
-    dir: tempfile::TempDir,
+/// `ringtap backend` on the tap `t0`, to be run by `before` where that says more than nothing.
+fn on_t0(world: &World, before: &[&str]) -> Command {
+    let words = [before, &[RINGTAP]].concat();
+    let mut command = world.netns.command(words[0]);
+    command
+        .args(&words[1..])
+        .args(["backend", "--tap", "t0", "--socket-path"])
+        .arg(world.socket());
+    command
 }
 
-impl World {
-    fn new() -> Self {
-        Self {
-            netns: Netns::new("backend"),
-            dir: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.dir.path().join("nic.sock")
-    }
-
-    /// `ringtap backend` on the tap `t0`, to be run by `before` where that says more than nothing.
-    fn backend(&self, before: &[&str]) -> Command {
-        let words: Vec<_> = before
-            .iter()
-            .copied()
-            .chain([env!("CARGO_BIN_EXE_ringtap")])
-            .collect();
-        let mut command = self.netns.command(words[0]);
-        command
-            .args(&words[1..])
-            .args(["backend", "--tap", "t0", "--socket-path"]);
-        command.arg(self.socket());
-        command
-    }
-
-    /// A backend that serves.
-    fn serve(&self) -> Backend {
-        let mut command = self.backend(&[]);
-        let child = command
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        until("the socket", || self.socket().exists());
-        Backend(child)
-    }
-
-    /// What a backend that can't serve says; it leaves no socket, and exits with 1.
-    fn refusal(&self, before: &[&str]) -> String {
-        let output = bounded(&mut self.backend(before), "");
-        assert!(!self.socket().exists());
-        refusal_of(&output)
-    }
-}
-
-fn refusal_of(output: &Output) -> String {
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.starts_with("ringtap: "), "{said}");
+/// What a backend that can't serve says; it leaves no socket.
+fn refusal(world: &World, before: &[&str]) -> String {
+    let said = refusal_of(&mut on_t0(world, before));
+    assert!(!world.socket().exists());
     said
-}
-
-struct Backend(Child);
-
-impl Backend {
-    fn end(mut self, signal: Signal) -> Option<i32> {
-        kill(Pid::from_raw(self.0.id() as i32), signal).unwrap();
-        wait(&mut self.0, BOUND).expect("its end").code()
-    }
-}
-
-impl Drop for Backend {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// The other end of a wire: a plain tap, and what comes out of it.
-struct Wire {
-    tap: Arc<tun_tap::Iface>,
-    frames: Receiver<Vec<u8>>,
-}
-
-impl Wire {
-    fn open(netns: &Netns, name: &str) -> Self {
-        let open = || tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tap);
-        let tap = Arc::new(netns.within(open).unwrap());
-        let (send, frames) = channel();
-        let reader = Arc::clone(&tap);
-        std::thread::spawn(move || {
-            let mut buffer = [0; 2048];
-            while let Ok(bytes) = reader.recv(&mut buffer) {
-                if send.send(buffer[..bytes].to_vec()).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { tap, frames }
-    }
-
-    /// Waits for this frame; those the kernel sends by itself are passed over.
-    fn expect(&self, wanted: &[u8]) {
-        while self.frames.recv_timeout(PATIENCE).expect("the frame") != wanted {}
-    }
 }
 
 /// A broadcast frame of an EtherType that nobody has.
 fn broadcast(seed: u8) -> Vec<u8> {
-    let mut bytes = frame(100, seed);
-    bytes[12..18].fill(0xff);
-    bytes[18..24].copy_from_slice(&[0x52, 0x54, 0, 0, 0, 1]);
-    bytes[24..26].copy_from_slice(&[0x88, 0xb5]);
-    bytes
+    test_frame(BROADCAST, GUEST_MAC, 100, seed)
 }
 
 /// Frames go over a bridge to a plain tap, the other end of the wire; and the backend listens again after a front-end
@@ -148,11 +56,10 @@ fn one_front_end_after_another_is_served_on_a_real_tap() {
         ip(&format!("link set {link} up"));
     }
     ip("link set br0 up");
-    let backend = world.serve();
+    let backend = world.serve("--tap t0");
     let (memory, file) = guest_memory();
     for round in 0..3u8 {
-        let stream = wait_for("a connection", || world.connect());
-        let front_end = RawFrontEnd(stream);
+        let front_end = world.connect();
         let mut rx = DriverRing::new(memory.mem(), 0, 64);
         let mut tx = DriverRing::new(memory.mem(), MEMORY / 2, 64);
         for ring in [&mut rx, &mut tx] {
@@ -190,7 +97,7 @@ fn one_front_end_after_another_is_served_on_a_real_tap() {
             None
         });
     } // the front-end leaves with its rings running
-    assert_eq!(backend.end(Signal::SIGTERM), Some(0));
+    assert_eq!(backend.end(), Some(0));
     assert!(!world.socket().exists());
     assert!(ip("-o link").contains("t0"), "a tap that was there stays");
 }
@@ -205,10 +112,10 @@ fn memory_that_is_cut_short_ends_one_process_with_a_word() {
     tx.start_at(0);
     let events = Events::new();
     let start = || {
-        let mut command = world.backend(&[]);
+        let mut command = on_t0(&world, &[]);
         command.stderr(std::fs::File::create(&log).unwrap());
         let backend = Backend(command.spawn().unwrap());
-        let front_end = RawFrontEnd(wait_for("a connection", || world.connect()));
+        let front_end = world.connect();
         front_end.u64(Req::SET_PROTOCOL_FEATURES, 1 << 3);
         front_end.u64(Req::SET_FEATURES, VERSION_1 | PROTOCOL_FEATURES);
         (backend, front_end)
@@ -235,23 +142,17 @@ fn memory_that_is_cut_short_ends_one_process_with_a_word() {
     drop(backend);
 }
 
-impl World {
-    fn connect(&self) -> Option<std::os::unix::net::UnixStream> {
-        std::os::unix::net::UnixStream::connect(self.socket()).ok()
-    }
-}
-
 #[test]
 fn a_tap_that_the_backend_made_goes_with_it() {
     let world = World::new();
-    let backend = world.serve();
+    let backend = world.serve("--tap t0");
     assert!(
         world
             .netns
             .run("ip -d link show t0")
             .contains("tun type tap")
     );
-    assert_eq!(backend.end(Signal::SIGINT), Some(0));
+    assert_eq!(backend.end_by(Signal::SIGINT), Some(0));
     assert!(!world.netns.attempt("ip link show t0").status.success());
 }
 
@@ -261,11 +162,11 @@ fn a_tap_that_is_deleted_ends_the_backend_with_a_word() {
     let world = World::new();
     let log = world.dir.path().join("log");
     for has_front_end in [false, true] {
-        let mut command = world.backend(&[]);
+        let mut command = on_t0(&world, &[]);
         command.stderr(std::fs::File::create(&log).unwrap());
         let mut backend = Backend(command.spawn().unwrap());
-        let stream = wait_for("a connection", || world.connect());
-        let front_end = has_front_end.then(|| RawFrontEnd(stream));
+        let stream = world.connect();
+        let front_end = has_front_end.then_some(stream);
         if let Some(front_end) = &front_end {
             front_end.get_u64(Req::GET_FEATURES);
         }
@@ -290,14 +191,14 @@ fn a_log_that_is_kept_is_kept_short() {
         .create(true)
         .append(true)
         .open(&path);
-    let mut command = world.backend(&[]);
+    let mut command = on_t0(&world, &[]);
     command.stderr(log.unwrap());
     command.env("RINGTAP_LOG_LIMIT", LIMIT.to_string());
     let backend = Backend(command.spawn().unwrap());
     let len = || std::fs::metadata(&path).unwrap().len();
     let (mut before, mut cuts) = (0, 0);
     for _ in 0..100 {
-        let front_end = RawFrontEnd(wait_for("a connection", || world.connect()));
+        let front_end = world.connect();
         front_end.get_u64(Req::GET_FEATURES);
         let now = len();
         assert!(now <= LIMIT, "{now}");
@@ -305,26 +206,26 @@ fn a_log_that_is_kept_is_kept_short() {
         before = now;
     }
     assert!(cuts >= 2, "{cuts} of {before} bytes");
-    assert_eq!(backend.end(Signal::SIGTERM), Some(0));
+    assert_eq!(backend.end(), Some(0));
 }
 
 #[test]
 fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
     let world = World::new();
-    let backend = world.serve();
-    assert_eq!(backend.end(Signal::SIGKILL), None);
+    let backend = world.serve("--tap t0");
+    assert_eq!(backend.end_by(Signal::SIGKILL), None);
     assert!(world.socket().exists(), "kill -9 leaves the socket's file");
-    let mut command = world.backend(&[]);
+    let mut command = on_t0(&world, &[]);
     let backend = Backend(command.stderr(Stdio::null()).spawn().unwrap());
-    let stream = wait_for("a connection", || world.connect());
+    let stream = world.connect();
     world
         .netns
         .run("ip tuntap add dev t1 mode tap multi_queue vnet_hdr");
-    let mut second = world.netns.command(env!("CARGO_BIN_EXE_ringtap"));
+    let mut second = world.netns.command(RINGTAP);
     second
         .args(["backend", "--tap", "t1", "--socket-path"])
         .arg(world.socket());
-    let said = refusal_of(&bounded(&mut second, ""));
+    let said = refusal_of(&mut second);
     assert!(said.contains("is in use"), "{said}");
     drop((stream, backend));
 }
@@ -332,14 +233,14 @@ fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
 #[test]
 fn a_busy_tap_is_named() {
     let world = World::new();
-    let backend = world.serve();
+    let backend = world.serve("--tap t0");
     let elsewhere = tempfile::tempdir().unwrap();
-    let mut second = world.netns.command(env!("CARGO_BIN_EXE_ringtap"));
+    let mut second = world.netns.command(RINGTAP);
     let socket = elsewhere.path().join("other.sock");
     second
         .args(["backend", "--tap", "t0", "--socket-path"])
         .arg(&socket);
-    let said = refusal_of(&bounded(&mut second, ""));
+    let said = refusal_of(&mut second);
     assert!(said.contains("tap t0 is busy"), "{said}");
     assert!(!socket.exists());
     drop(backend);
@@ -363,13 +264,13 @@ fn a_tap_without_a_needed_flag_is_named_with_the_command_that_mends_it() {
     ] {
         let world = World::new();
         world.netns.run(made);
-        let said = world.refusal(&[]);
+        let said = refusal(&world, &[]);
         assert!(said.contains(&format!("tap t0 has {has}")), "{said}");
         let remedy = said.split(['(', ')']).nth(1).expect("a remedy");
         for command in remedy.split("; ") {
             world.netns.run(command);
         }
-        world.serve();
+        world.serve("--tap t0");
     }
 }
 
@@ -377,7 +278,7 @@ fn a_tap_without_a_needed_flag_is_named_with_the_command_that_mends_it() {
 fn a_link_that_is_no_tap_is_named() {
     let world = World::new();
     world.netns.run("ip link add t0 type bridge");
-    let said = world.refusal(&[]);
+    let said = refusal(&world, &[]);
     assert!(said.contains("link t0 exists and is not a tap"), "{said}");
 }
 
@@ -388,7 +289,7 @@ fn a_user_without_rights_is_told_how_to_get_them() {
     std::fs::set_permissions(world.dir.path(), open).unwrap();
     // The program lies where that user may not look; a copy is readable.
     let copy = world.dir.path().join("ringtap");
-    std::fs::copy(env!("CARGO_BIN_EXE_ringtap"), &copy).unwrap();
+    std::fs::copy(RINGTAP, &copy).unwrap();
     let mut command = world.netns.command("setpriv");
     command
         .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
@@ -396,7 +297,7 @@ fn a_user_without_rights_is_told_how_to_get_them() {
     command
         .args(["backend", "--tap", "t0", "--socket-path"])
         .arg(world.socket());
-    let said = refusal_of(&bounded(&mut command, ""));
+    let said = refusal_of(&mut command);
     assert!(said.contains("not permitted to use tap t0"), "{said}");
     assert!(said.contains("run as root"), "{said}");
 }
@@ -406,7 +307,7 @@ fn a_host_without_tun_is_told_which_module_to_load() {
     let world = World::new();
     // In the mount namespace that `ip netns exec` has just made.
     let hide = "mount -t tmpfs none /dev/net && exec \"$@\"";
-    let said = world.refusal(&["sh", "-c", hide, "sh"]);
+    let said = refusal(&world, &["sh", "-c", hide, "sh"]);
     assert!(
         said.contains("no /dev/net/tun") && said.contains("modprobe tun"),
         "{said}"
@@ -416,12 +317,12 @@ fn a_host_without_tun_is_told_which_module_to_load() {
 #[test]
 fn a_socket_in_a_directory_that_is_not_there_is_named() {
     let world = World::new();
-    let mut command = world.netns.command(env!("CARGO_BIN_EXE_ringtap"));
+    let mut command = world.netns.command(RINGTAP);
     let socket = Path::new("/nowhere/nic.sock");
     command
         .args(["backend", "--tap", "t0", "--socket-path"])
         .arg(socket);
-    let said = refusal_of(&bounded(&mut command, ""));
+    let said = refusal_of(&mut command);
     assert!(said.contains("/nowhere/nic.sock"), "{said}");
     assert!(
         !world.netns.attempt("ip link show t0").status.success(),
@@ -450,7 +351,7 @@ fn bad_arguments_are_refused_with_2() {
             "0",
         ],
     ] {
-        let output = bounded(Command::new(env!("CARGO_BIN_EXE_ringtap")).args(args), "");
+        let output = bounded(Command::new(RINGTAP).args(args), "");
         assert_eq!(output.status.code(), Some(2), "{args:?}");
     }
 }
@@ -462,9 +363,9 @@ fn frames_that_find_no_buffers_do_not_keep_the_backend_busy() {
     world
         .netns
         .run("ip tuntap add dev t0 mode tap multi_queue vnet_hdr");
-    let backend = world.serve();
+    let backend = world.serve("--tap t0");
     let (memory, file) = guest_memory();
-    let front_end = RawFrontEnd(wait_for("a connection", || world.connect()));
+    let front_end = world.connect();
     let rx = DriverRing::new(memory.mem(), 0, 64);
     front_end.u64(Req::SET_PROTOCOL_FEATURES, 1 << 3);
     front_end.u64(Req::SET_FEATURES, VERSION_1);

@@ -17,8 +17,9 @@ use support::driver::guest_memory;
 use support::front_end::{RawFrontEnd, wait_for};
 use support::netns::{BOUND, Netns, bounded, fresh_index, until, wait};
 use support::served::{
-    BROADCAST, Backend, CHAINS, GUEST_MAC, Guest, RINGTAP, Wire, World, refusal_of, test_frame,
+    BROADCAST, Backend, CHAINS, GUEST_MAC, Guest, RINGTAP, World, refusal_of, test_frame,
 };
+use support::wire::Wire;
 use vhost::vhost_user::message::FrontendReq as Req;
 
 fn add_macvtap(world: &World, mode: &str, index: u32) {

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::bridged::Wire;
 use support::console::Console;
 use support::host::{Host, Said, kill_after, said};
 use support::kernel::{Feature, is_test_host, run, trial};
 use support::lab::{Lab, tiny};
 use support::netns::{Netns, difference, until};
 use support::ovs::{ADMINS, Ovs};
+use support::wire::Wire;
 
 const KERNEL: &[Feature] = &[Feature::OpenVswitch];
 

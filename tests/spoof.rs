@@ -9,13 +9,13 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
 
 use support::claims::{Claim, forged, honest};
 use support::console::Console;
 use support::host::Host;
 use support::lab::tiny_guest;
 use support::netns::{BOUND, Netns, bounded, require};
+use support::wire::Wire;
 
 /// The addresses are those of `support::claims`.
 const NETWORKS: &str = r#"
@@ -122,12 +122,11 @@ const KEPT_BY_BRIDGES: &[&str] = &[
 ];
 
 /// A machine on a bridge, to which all is passed that the bridge passes at all.
-struct Neighbour(Receiver<Vec<u8>>);
+struct Neighbour(Wire);
 
 impl Neighbour {
     fn of(netns: &Netns, bridge: &str, name: &str) -> Self {
-        let open = || tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tap);
-        let tap = netns.within(open).unwrap();
+        let wire = Wire::open(netns, name);
         netns.run(&format!(
             "ip link set {name} addrgenmode none master {bridge} up"
         ));
@@ -135,23 +134,14 @@ impl Neighbour {
         netns.run(&format!(
             "ip link set {bridge} type bridge ageing_time 0 mcast_snooping 0"
         ));
-        let (send, frames) = channel();
-        std::thread::spawn(move || {
-            let mut buffer = [0; 2048];
-            while let Ok(bytes) = tap.recv(&mut buffer) {
-                if send.send(buffer[..bytes].to_vec()).is_err() {
-                    return;
-                }
-            }
-        });
-        Self(frames)
+        Self(wire)
     }
 
     /// The numbers of the marked frames that have come, up to `last`, which is sent after the others.
     fn seen(&self, last: usize) -> BTreeSet<usize> {
         let mut seen = BTreeSet::new();
         while !seen.contains(&last) {
-            let frame = self.0.recv_timeout(BOUND).expect("the last frame");
+            let frame = self.0.frames.recv_timeout(BOUND).expect("the last frame");
             let Some((rest, number)) = frame.split_last_chunk() else {
                 continue;
             };

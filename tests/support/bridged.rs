@@ -4,16 +4,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vhost::vhost_user::message::FrontendReq;
 
-use super::front_end::{PATIENCE, RawFrontEnd};
+use super::front_end::RawFrontEnd;
 use super::netns::{BOUND, Netns, until, wait};
+use super::wire::Wire;
 
 /// The backend's tap, and the wire's.
 pub const TAP: &str = "t0";
@@ -126,56 +124,4 @@ pub fn counters(netns: &Netns, link: &str, direction: &str) -> (u64, u64) {
     let stats = &links[0]["stats64"][direction];
     let field = |name: &str| stats[name].as_u64().expect(&json);
     (field("packets"), field("bytes"))
-}
-
-/// The other end of a wire: a plain tap, and what comes out of it.
-pub struct Wire {
-    tap: Arc<tun_tap::Iface>,
-    frames: Receiver<Vec<u8>>,
-}
-
-impl Wire {
-    pub fn open(netns: &Netns, name: &str) -> Self {
-        let open = || tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tap);
-        let tap = Arc::new(netns.within(open).unwrap());
-        let (send, frames) = channel();
-        let reader = Arc::clone(&tap);
-        std::thread::spawn(move || {
-            let mut buffer = vec![0; 70_000];
-            while let Ok(bytes) = reader.recv(&mut buffer) {
-                if send.send(buffer[..bytes].to_vec()).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { tap, frames }
-    }
-
-    pub fn send(&self, frame: &[u8]) {
-        assert_eq!(self.tap.send(frame).unwrap(), frame.len());
-    }
-
-    /// The next frame that comes out.
-    pub fn next(&self, what: &str) -> Vec<u8> {
-        let frame = self.frames.recv_timeout(PATIENCE);
-        frame.unwrap_or_else(|_| panic!("no frame came out of the wire: {what}"))
-    }
-
-    /// Whether such a frame comes out in that time.
-    pub fn within(&self, time: Duration, is_it: impl Fn(&[u8]) -> bool) -> bool {
-        let end = Instant::now() + time;
-        while let Some(left) = end.checked_duration_since(Instant::now()) {
-            match self.frames.recv_timeout(left) {
-                Ok(frame) if is_it(&frame) => return true,
-                Ok(_) => {}
-                Err(_) => return false,
-            }
-        }
-        false
-    }
-
-    /// Throws away what has come out so far.
-    pub fn drain(&self) {
-        while self.frames.try_recv().is_ok() {}
-    }
 }

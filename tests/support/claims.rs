@@ -1,6 +1,7 @@
 //! Frames of a guest that claims what is its own, and of one that claims what is not.
 //!
-//! The guest is [`GUEST`] with 10.0.0.5 and fd00::5; its gateway has 10.0.0.1, fd00::1 and fe80::1, its neighbour 10.0.0.6 and fd00::6.
+//! The guest is [`GUEST`] with 10.0.0.5 and fd00::5; its gateway has 10.0.0.1, fd00::1 and fe80::1, its neighbour 10.0.0.6 and
+//! fd00::6.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

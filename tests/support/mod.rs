@@ -23,4 +23,5 @@ pub mod terminal;
 pub mod testpmd;
 pub mod transfer;
 pub mod web;
+pub mod wire;
 pub mod world;

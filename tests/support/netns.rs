@@ -181,8 +181,8 @@ impl Drop for Netns {
     }
 }
 
-/// Timers of bridges run and they count what they learn, nft's handles count what was ever loaded and its counters what has passed, and that a link has no
-/// carrier is known a second after it was set up.
+/// Timers of bridges run and they count what they learn, nft's handles count what was ever loaded and its counters what has
+/// passed, and that a link has no carrier is known a second after it was set up.
 fn drop_volatile(value: &mut serde_json::Value) {
     match value {
         serde_json::Value::Array(list) => {

@@ -5,7 +5,6 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -14,8 +13,9 @@ use ringtap::backend::memory::GuestMemory;
 use vhost::vhost_user::message::FrontendReq as Req;
 
 use super::driver::{Buffer, DriverRing, MEMORY, frame};
-use super::front_end::{Events, PATIENCE, RawFrontEnd, wait_for};
+use super::front_end::{Events, RawFrontEnd, wait_for};
 use super::netns::{BOUND, Netns, bounded, until, wait};
+use super::wire::Wire;
 
 pub const VERSION_1: u64 = 1 << 32;
 pub const INDIRECT_DESC: u64 = 1 << 28;
@@ -101,14 +101,19 @@ pub fn refusal_of(command: &mut Command) -> String {
     let output = bounded(command, "");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("ringtap: "), "{said}");
     said
 }
 
 pub struct Backend(pub Child);
 
 impl Backend {
-    pub fn end(mut self) -> Option<i32> {
-        kill(Pid::from_raw(self.0.id() as i32), Signal::SIGTERM).unwrap();
+    pub fn end(self) -> Option<i32> {
+        self.end_by(Signal::SIGTERM)
+    }
+
+    pub fn end_by(mut self, signal: Signal) -> Option<i32> {
+        kill(Pid::from_raw(self.0.id() as i32), signal).unwrap();
         self.ended()
     }
 
@@ -121,35 +126,6 @@ impl Drop for Backend {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-/// The other end of a wire: a plain tap, and what comes out of it.
-pub struct Wire {
-    pub tap: Arc<tun_tap::Iface>,
-    pub frames: Receiver<Vec<u8>>,
-}
-
-impl Wire {
-    pub fn open(netns: &Netns, name: &str) -> Self {
-        let open = || tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tap);
-        let tap = Arc::new(netns.within(open).unwrap());
-        let (send, frames) = channel();
-        let reader = Arc::clone(&tap);
-        std::thread::spawn(move || {
-            let mut buffer = [0; 2048];
-            while let Ok(bytes) = reader.recv(&mut buffer) {
-                if send.send(buffer[..bytes].to_vec()).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { tap, frames }
-    }
-
-    /// Waits for this frame; those the kernel sends by itself are passed over.
-    pub fn expect(&self, wanted: &[u8]) {
-        while self.frames.recv_timeout(PATIENCE).expect("the frame") != wanted {}
     }
 }
 
