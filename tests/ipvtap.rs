@@ -18,7 +18,7 @@ use support::console::Console;
 use support::host::Host;
 use support::kernel::{Feature, run, trial};
 use support::lab::{INTERNET, Lab, tiny};
-use support::netns::{Netns, difference, until};
+use support::netns::{Netns, bounded, difference, until};
 use vm_memory::VolatileSlice;
 
 fn main() {
@@ -46,6 +46,11 @@ fn main() {
             a_shim_lets_the_host_and_ipvtaps_talk,
         ),
         trial("qemu_on_an_ipvtap", NEEDS, qemu_on_an_ipvtap),
+        trial(
+            "a_link_that_went_with_its_uplink_comes_again",
+            NEEDS,
+            a_link_that_went_with_its_uplink_comes_again,
+        ),
     ];
     if !Feature::Ipvtap.is_here() {
         trials.push(Trial::test("what_the_kernel_lacks_is_named", || {
@@ -362,9 +367,8 @@ fn a_shim_lets_the_host_and_ipvtaps_talk() {
     host.is_as(&before);
 }
 
-/// A guest of the file, from its start to its end; its backend is killed once.
-fn qemu_on_an_ipvtap() {
-    let lab = Lab::new();
+/// Has the guest web1 have two pairs on an ipvtap, as 198.51.100.9.
+fn configure_direct(lab: &Lab) {
     let guest = tiny("web1", 10, &[]);
     let (on_default, direct) = (
         "network = \"default\", ip = \"192.168.100.10\"",
@@ -372,6 +376,12 @@ fn qemu_on_an_ipvtap() {
     );
     assert!(guest.contains(on_default), "{guest}");
     lab.configure(&format!("{NETWORK}{}", guest.replace(on_default, direct)));
+}
+
+/// From its start to its end; its backend is killed once.
+fn qemu_on_an_ipvtap() {
+    let lab = Lab::new();
+    configure_direct(&lab);
     let before = lab.host.snapshot();
     let mut guest = Console::boot(&mut lab.ringtap("run web1"));
     guest.run("ip address add 198.51.100.9/24 dev eth0");
@@ -388,6 +398,35 @@ fn qemu_on_an_ipvtap() {
     assert!(guest.power_off().success());
     let change = difference(&before, &lab.host.snapshot());
     assert_eq!(change, "", "the host is not as it was");
+}
+
+/// On an uplink with the MAC address that the guest was told: it has no other.
+fn a_link_that_went_with_its_uplink_comes_again() {
+    let lab = Lab::new();
+    configure_direct(&lab);
+    let mut guest = Console::boot(&mut lab.ringtap("run web1"));
+    guest.run("ip address add 198.51.100.9/24 dev eth0");
+    assert!(pings(&lab.internet, "198.51.100.9"));
+    let mac = guest.run("cat /sys/class/net/eth0/address");
+    let names = |words: &str| {
+        until(words, || {
+            let status = bounded(&mut lab.ringtap("status web1"), "");
+            String::from_utf8_lossy(&status.stdout).contains(words)
+        });
+    };
+    lab.host.run("ip link delete up0");
+    names("was deleted, and there is no up0 to make it on again");
+    lab.host.join("up0", &lab.internet, "up0");
+    lab.internet
+        .run(&format!("ip address add {INTERNET}/24 dev up0"));
+    names("up0 has MAC address");
+    assert!(!pings(&lab.internet, "198.51.100.9"));
+    lab.host
+        .run(&format!("ip link set up0 address {}", mac.trim()));
+    until("the next ipvtap", || pings(&lab.internet, "198.51.100.9"));
+    guest.run(&format!("ping -c 3 {INTERNET}"));
+    assert!(guest.power_off().success());
+    assert_eq!(lab.host.pids(), [0; 0]);
 }
 
 fn the_hosts_own_address_is_refused() {

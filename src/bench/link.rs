@@ -6,7 +6,6 @@ use std::io;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use futures_util::TryStreamExt;
 use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
 };
@@ -215,19 +214,8 @@ fn index_of(netlink: &mut Netlink, name: &IfName) -> Result<u32, LinkError> {
 }
 
 fn find(netlink: &mut Netlink, name: &IfName) -> Result<LinkMessage, LinkError> {
-    let wanted = name.as_str().to_owned();
-    let found = netlink.ask("look at a link", |handle: Handle| async move {
-        handle
-            .link()
-            .get()
-            .match_name(wanted)
-            .execute()
-            .try_next()
-            .await
-    });
-    // Of one name there is one or, which the kernel calls an error, none.
-    let message = found.ok().flatten();
-    message.ok_or_else(|| LinkError::Missing(name.clone()))
+    let found = netlink.link(name)?;
+    found.ok_or_else(|| LinkError::Missing(name.clone()))
 }
 
 /// The taps that process `pid` has open; the kernel tells it of each of its descriptors.
