@@ -12,11 +12,11 @@ use serde_json::json;
 use thiserror::Error;
 
 use super::accel::Accelerator;
+use super::guarded::Guarded;
 use super::monitor::{Monitor, MonitorError};
 use super::nic::{HostNic, NicError, NicRecord};
 use super::qemu::{self, Version, Wiring};
 use super::run_dir::GuestDirError;
-use super::supervise::Guarded;
 use crate::config::{Config, Network, Nic, NicVlans, Problems};
 use crate::network;
 use crate::types::{IfName, MacAddr, Name, QueuePairs};

@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use super::GuestError;
 use super::accel::{Accelerator, KvmSupport};
+use super::guarded::Guarded;
 use super::handed::Handed;
 use super::host_memory::{self, MemoryError};
 use super::machine::{self, Machine, MachineError, WithSerial};
@@ -18,7 +19,6 @@ use super::qemu::{self, Files, Parts, SocketFds, Version, Wiring};
 use super::run_dir::{GuestDir, Record, files, read_failure};
 use super::seed::{self, SeedError};
 use super::storage::{self, StorageError};
-use super::supervise::Guarded;
 use super::user::{User, UserError};
 use crate::cli::HostArgs;
 use crate::config::{Accel, Config, Guest, Restart};

@@ -93,7 +93,8 @@ pub fn stats_socket(dir: &Path, index: usize) -> PathBuf {
     dir.join(format!("nic{index}.stats"))
 }
 
-/// Where its guard keeps what the guest was given on `network`, as long as the guest runs: a NIC that comes back there has what it had.
+/// Where its guard keeps what the guest was given on `network`, as long as the guest runs: a NIC that comes back there has what
+/// it had.
 fn leases(dir: &Path, index: usize, network: &Name) -> PathBuf {
     dir.join(format!("nic{index}.{network}.leases"))
 }

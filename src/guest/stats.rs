@@ -1,4 +1,5 @@
-//! What a backend has counted and heard of its guest, as it tells: Prometheus text over HTTP on a unix socket in its guest's directory.
+//! What a backend has counted and heard of its guest, as it tells: Prometheus text over HTTP on a unix socket in its guest's
+//! directory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};

@@ -3,9 +3,9 @@
 //! # Theory of operation
 //! - QEMU ends. By [`Patience`] and the guest's policy it is started anew after a pause, with the same backends, or the
 //!   loop is over.
-//! - A backend ends, and is started anew, at once if it had worked for a while and otherwise after [`PAUSE`]; the guest runs
-//!   on.
-//! - Links change on the host ([`notices`](crate::network::notices)). Those of the NICs are looked at: one that was deleted is made
+//! - A backend ends, and is started anew, at once if it had worked for a while and otherwise after [`BACKEND_PAUSE`]; the guest
+//!   runs on.
+//! - Links change on the host (`links`). Those of the NICs are looked at: one that was deleted is made
 //!   again, and one whose bridge was deleted is plugged into its successor. What somebody has done on purpose is noted.
 //! - A command or a signal asks for the end: the guest's power button is pressed, again and again since a guest that boots
 //!   does not hear it. When its time is up, or a second signal comes, QEMU gets SIGTERM and, [`GRACE`] later, SIGKILL.
@@ -14,9 +14,8 @@
 //! Nothing here polls. All that a guest is made of is a part of [`Guarded`], whose drop takes it back in the right order:
 //! however the loop ends, nothing stays but what a SIGKILL leaves, which the next supervisor takes over.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -25,33 +24,22 @@ use qapi::qmp::{self, Event, ShutdownCause};
 use rustix::process::Signal;
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::GuestError;
 use super::control::{Answer, Control, Outcome, Phase, Request, State};
+use super::guarded::{BACKEND_PAUSE, Guarded};
 use super::hotplug::HotplugError;
 use super::hub::Hub;
-use super::launch::Relaunch;
-use super::machine::Machine;
-use super::monitor::readable;
-use super::nic::{HostNic, NicError};
+use super::links::{self, LinkWatch};
+use super::nic::NicError;
 use super::patience::{Ending, Patience};
 use super::process::{Ended, GRACE, last_line};
-use super::run_dir::{GuestDir, GuestDirError, Record, files};
-use crate::cli::{self, HostArgs};
-use crate::clock::since_boot;
-use crate::network::Plugged;
-use crate::network::notices::{Notices, Soon, TenantNotices};
+use super::run_dir::{GuestDir, files};
+use crate::cli;
 use crate::network::port::Found;
 use crate::report::causes;
 use crate::signals::EndRequests;
 
-/// How long a backend that ends as soon as it has started waits for its next try.
-const PAUSE: Duration = Duration::from_secs(1);
-
 /// How long a guest may take to power off that was asked by a signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(cli::STOP_TIMEOUT as u64);
-
-/// How often links are looked at while nothing can be heard of some.
-const LINK_PAUSE: Duration = Duration::from_secs(5);
 
 /// Why a guest has failed that was to be taken over.
 pub const UNSEEN: &str = "QEMU ended while nobody watched over it";
@@ -65,123 +53,15 @@ const MONITOR: u32 = 2;
 const DEADLINE: u32 = 3;
 const RETRY: u32 = 4;
 const AGAIN: u32 = 5;
+/// The first of those that tell of links.
 const LINKS: u32 = 6;
-const LINKS_OF_TENANTS: u32 = 7;
-const LOOK: u32 = 8;
+const LINKS_END: u32 = LINKS + links::EVENTS;
 /// The backend of NIC 0; the others follow.
 const BACKENDS: u32 = 16;
 /// The console's.
 const HUB: u32 = 1 << 16;
 /// Those of the commands' socket.
 const CONTROL: u32 = 1 << 24;
-
-/// All that a guest is made of. Fields drop in order: QEMU ends before its backends, those before their taps and networks,
-/// and the directory goes last.
-#[derive(Debug)]
-pub struct Guarded {
-    /// QEMU; none while it has ended and is to be started anew.
-    pub machine: Option<Machine>,
-    /// The NICs, by number.
-    pub nics: BTreeMap<usize, HostNic>,
-    /// The networks that they are on.
-    pub plugged: Plugged,
-    /// Where the file and the run directory are.
-    pub host: HostArgs,
-    /// The directory.
-    pub dir: GuestDir,
-    /// What is written there.
-    pub record: Record,
-    /// How QEMU is started anew.
-    pub relaunch: Relaunch,
-}
-
-impl Guarded {
-    /// Writes down what the guest is made of now.
-    ///
-    /// # Errors
-    /// The file system's.
-    pub fn save(&mut self) -> Result<(), GuestDirError> {
-        let nics = self.nics.values();
-        self.record.nics = nics
-            .map(|nic| (nic.index(), nic.record().clone()))
-            .collect();
-        self.dir.write(&self.record)
-    }
-
-    /// Writes down that the guest is to end: who takes over then brings it to its end, and does not start it anew.
-    fn note_end(&mut self) {
-        self.record.ends = true;
-        if let Err(error) = self.save() {
-            tracing::warn!("{}", causes(&error));
-        }
-    }
-
-    /// Takes all of it down but the logs, for a person to see why.
-    pub fn end_keeping_logs(self, reason: &str) {
-        if let Err(error) = self.dir.note_failure(reason) {
-            tracing::warn!("{}", causes(&error));
-        }
-        let Self {
-            machine,
-            nics,
-            plugged,
-            mut dir,
-            ..
-        } = self;
-        drop(machine);
-        drop(nics);
-        drop(plugged);
-        if let Err(error) = dir.keep_logs(reason) {
-            tracing::warn!("{}", causes(&error));
-        }
-    }
-
-    /// Starts QEMU.
-    ///
-    /// # Errors
-    /// See [`GuestError`].
-    pub fn start(&mut self) -> Result<UnixStream, GuestError> {
-        let wiring = self.nics.values();
-        let wiring = wiring
-            .filter_map(|nic| Some((nic.index(), nic.wiring()?.clone())))
-            .collect();
-        let nics = &mut self.nics;
-        let mut wait = |fds: &[BorrowedFd<'_>], limit| wait_with_backends(nics, fds, limit);
-        let (machine, serial) = self.relaunch.start(&wiring, &self.dir, &mut wait)?;
-        self.machine = Some(machine);
-        self.record.started = since_boot().as_secs();
-        self.save()?;
-        Ok(serial)
-    }
-}
-
-/// Waits for one of `fds`, and has backends that end meanwhile started anew: QEMU makes no machine without them.
-fn wait_with_backends(
-    nics: &mut BTreeMap<usize, HostNic>,
-    fds: &[BorrowedFd<'_>],
-    limit: Duration,
-) -> io::Result<bool> {
-    let mut pause = limit;
-    for nic in nics.values_mut() {
-        if nic.backend().ended()?.is_none() {
-            continue;
-        }
-        let left = PAUSE.saturating_sub(nic.backend().age());
-        if !left.is_zero() {
-            pause = pause.min(left);
-        } else if let Err(error) = nic.restart() {
-            tracing::warn!("the backend of {}: {}", nic.tap(), causes(&error));
-            pause = pause.min(PAUSE);
-        }
-    }
-    let running = nics.values().filter(|nic| nic.runs());
-    let all: Vec<_> = fds
-        .iter()
-        .copied()
-        .chain(running.map(HostNic::as_fd))
-        .collect();
-    Ok(readable(&all, pause)? || pause < limit)
-}
 
 /// The sockets of a supervisor.
 #[derive(Debug)]
@@ -223,12 +103,7 @@ pub fn supervise(
         deadline: TimerFd::new()?,
         retry: TimerFd::new()?,
         again: TimerFd::new()?,
-        links: Notices::of_links_alone()?,
-        links_of_tenants: TenantNotices::new(LINKS_OF_TENANTS, || {
-            Ok(vec![Notices::of_links_alone()?])
-        }),
-        look: Soon::new()?,
-        complaints: BTreeMap::new(),
+        links: LinkWatch::open(LINKS)?,
         waiting: Vec::new(),
         stopping: None,
         seen: Seen::default(),
@@ -278,13 +153,7 @@ struct Supervisor {
     waiting: Vec<usize>,
     /// When QEMU is to be started.
     again: TimerFd,
-    /// That links have changed, where the host's are and where tenants' are.
-    links: Notices,
-    links_of_tenants: TenantNotices,
-    /// When those of the NICs are to be looked at.
-    look: Soon,
-    /// What there was to say of the NICs' links, by number: it need not be said again.
-    complaints: BTreeMap<usize, String>,
+    links: LinkWatch,
     stopping: Option<Stopping>,
     seen: Seen,
     patience: Patience,
@@ -312,24 +181,16 @@ impl Supervisor {
                 let waiting = std::mem::take(&mut self.waiting);
                 let mut waiting = waiting.into_iter();
                 waiting.try_for_each(|index| self.restart_backend(index, ops))?;
-                self.look.ask()
+                self.links.ask()
             }
             AGAIN => {
                 self.again.wait()?;
                 self.start_anew(ops)
             }
-            LINKS => {
-                told_alone(self.links.drain());
-                self.look.ask()
-            }
-            LINKS_OF_TENANTS => {
-                told_alone(self.links_of_tenants.drain());
-                self.look.ask()
-            }
-            LOOK => {
-                self.look.take()?;
-                self.look_at_links(ops)
-            }
+            link @ LINKS..LINKS_END => match self.links.handle(link)? {
+                true => self.look_at_links(ops),
+                false => Ok(()),
+            },
             CONTROL.. => {
                 let request = self.sockets.control.handle(events, ops)?;
                 match request {
@@ -371,7 +232,7 @@ impl Supervisor {
                 let answer = match added {
                     Ok(index) => {
                         self.watch_backend(index, ops)?;
-                        self.look.ask()?; // in its tenant's namespace, too
+                        self.links.ask()?; // in its tenant's namespace, too
                         Answer::Done(format!("NIC {index} is on {network}"))
                     }
                     Err(error) => Answer::Refused(causes(&error)),
@@ -403,10 +264,10 @@ impl Supervisor {
             let _ = ops.remove(Events::empty(nic.backend()));
         }
         // The network may go, and a namespace with it.
-        told_alone(self.links_of_tenants.hear(BTreeSet::new(), ops));
+        self.links.let_go(ops);
         let changed = change(&mut self.guarded);
         self.watch_backend(index, ops)?;
-        self.look.ask()?;
+        self.links.ask()?;
         let answer = match changed {
             Ok(()) => Answer::Done(done),
             Err(error) => Answer::Refused(causes(&error)),
@@ -625,7 +486,7 @@ impl Supervisor {
             false => String::new(),
         };
         let text = format!("the backend of {tap} ended ({ended}){said}");
-        if nic.backend().age() >= PAUSE {
+        if nic.backend().age() >= BACKEND_PAUSE {
             self.note(&format!("{text}; starting it anew"), ops);
             return self.restart_backend(index, ops);
         }
@@ -643,7 +504,7 @@ impl Supervisor {
         match nic.restart() {
             Ok(()) => {
                 watch(ops, nic.backend(), backend_event(index))?;
-                self.look.ask() // whether all is well with its link
+                self.links.ask() // whether all is well with its link
             }
             // Notices tell when there is another try.
             Err(NicError::Lost(complaint)) => {
@@ -661,24 +522,17 @@ impl Supervisor {
 
     /// Looks what has become of the NICs' links, but of those that wait for another try.
     fn look_at_links(&mut self, ops: &mut EventOps) -> io::Result<()> {
-        let all_heard = told_alone(self.hear_of_tenants(ops));
+        let heard = self.links.hear(&self.guarded.nics, ops);
         let nics = self.guarded.nics.keys().copied();
         let indices: Vec<usize> = nics.filter(|it| !self.waiting.contains(it)).collect();
-        self.complaints
-            .retain(|index, _| self.guarded.nics.contains_key(index));
         for index in indices {
             self.look_at_link(index, ops)?;
         }
-        self.look.looked();
-        // Nothing is heard of a namespace that is to come.
-        match all_heard {
-            Some(true) => Ok(()),
-            Some(false) | None => self.look.ask_in(LINK_PAUSE),
-        }
+        self.links.looked(heard)
     }
 
-    /// Sets right what has become of NIC `index`'s link, unless somebody has meant it: one that was deleted is made again, and gets a
-    /// backend of its own; one whose bridge was deleted is plugged into the next of that name.
+    /// Sets right what has become of NIC `index`'s link, unless somebody has meant it: one that was deleted is made again, and
+    /// gets a backend of its own; one whose bridge was deleted is plugged into the next of that name.
     fn look_at_link(&mut self, index: usize, ops: &mut EventOps) -> io::Result<()> {
         let Some(nic) = self.guarded.nics.get_mut(&index) else {
             return Ok(());
@@ -718,31 +572,15 @@ impl Supervisor {
 
     /// Says what there is to say of NIC `index`'s link, once.
     fn complain(&mut self, index: usize, complaint: Option<String>, ops: &mut EventOps) {
-        let before = match &complaint {
-            Some(complaint) => self.complaints.insert(index, complaint.clone()),
-            None => self.complaints.remove(&index),
-        };
-        if before == complaint {
-            return;
+        if let Some(news) = self.links.news(index, complaint) {
+            self.note(&news, ops);
         }
-        match complaint {
-            Some(complaint) => self.note(&complaint, ops),
-            None => self.note(&format!("NIC {index} is as it should be again"), ops),
-        }
-    }
-
-    /// Listens where the tenants are on whose networks it is.
-    fn hear_of_tenants(&mut self, ops: &mut EventOps) -> io::Result<bool> {
-        let nics = self.guarded.nics.values();
-        let tenants = nics.filter_map(|nic| nic.record().tenant().cloned());
-        let tenants = tenants.collect();
-        self.links_of_tenants.hear(tenants, ops)
     }
 
     fn wait_for_retry(&mut self, index: usize) -> io::Result<()> {
         // The timer runs already where others wait.
         if self.waiting.is_empty() {
-            self.retry.reset(PAUSE, None)?;
+            self.retry.reset(BACKEND_PAUSE, None)?;
         }
         if !self.waiting.contains(&index) {
             self.waiting.push(index);
@@ -755,10 +593,7 @@ impl Supervisor {
         watch(ops, &self.deadline, DEADLINE)?;
         watch(ops, &self.retry, RETRY)?;
         watch(ops, &self.again, AGAIN)?;
-        watch(ops, &self.links, LINKS)?;
-        watch(ops, &self.look, LOOK)?;
-        // What has changed while nobody watched; and tenants are heard of from then on.
-        self.look.ask()?;
+        self.links.watch(ops)?;
         self.sockets.hub.watch(ops)?;
         self.sockets.control.watch(ops)?;
         for nic in self.guarded.nics.values_mut() {
@@ -799,7 +634,7 @@ impl Supervisor {
     /// Takes down what is left of the guest, and tells those who wait for it.
     fn finish(mut self, outcome: Outcome) -> io::Result<Outcome> {
         self.sockets.hub.finish();
-        drop(self.links_of_tenants); // whose namespaces may go with the networks
+        drop(self.links); // the namespaces of tenants may go with the networks
         self.guarded.note_end();
         match &outcome {
             Outcome::Failed(reason) => self.guarded.end_keeping_logs(reason),
@@ -811,12 +646,6 @@ impl Supervisor {
         }
         Ok(outcome)
     }
-}
-
-/// What `done` gives. That it could not be done is no reason to end a guest, and is told.
-fn told_alone<T>(done: io::Result<T>) -> Option<T> {
-    done.inspect_err(|error| tracing::warn!("links can't be listened to: {error}"))
-        .ok()
 }
 
 fn backend_event(index: usize) -> u32 {

@@ -17,11 +17,12 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use super::GuestError;
 use super::control::{Conversation, Outcome, Request};
+use super::guarded::Guarded;
 use super::launch::{adopt, clean, clean_but_logs, launch};
 use super::machine::Machine;
 use super::process::{Ended, Process};
 use super::run_dir::{GuestDir, GuestDirError, files, read_failure, read_record};
-use super::supervise::{self as watch, Guarded, Sockets, UNSEEN};
+use super::supervise::{self as watch, Sockets, UNSEEN};
 use crate::cli::{GivenArgs, HostArgs, SuperviseArgs};
 use crate::config::{Config, Given, Restart};
 use crate::log;
