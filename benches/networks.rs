@@ -9,9 +9,9 @@
 //! - of `down`: `nft -f` and `ip -batch` with the deletions.
 //!
 //! Each is one shell script. The starts and ends of dnsmasq are told apart by the lines that `up` and `down` print before each
-//! step, and left out. Files are in memory, as they are in /run. While `status` and the change are timed, the bridges have as many taps as a network has guests. Medians
-//! of five, ours and the raw work alternating. Nothing else may run dnsmasq meanwhile: the kernel's limit of inotify's
-//! instances, which `up` raises and `down` restores, is the machine's.
+//! step, and left out. Files are in memory, as they are in /run. While `status` and the change are timed, the bridges have as
+//! many taps as a network has guests. Medians of five, ours and the raw work alternating. Nothing else may run dnsmasq
+//! meanwhile: the kernel's limit of inotify's instances, which `up` raises and `down` restores, is the machine's.
 
 #[path = "../tests/support/mod.rs"]
 mod support;

@@ -1,5 +1,5 @@
-//! Clocks. That of this boot goes on while the machine sleeps, and nobody sets it. What is written down under `/run` is of one boot, and
-//! so are its times.
+//! Clocks. That of this boot goes on while the machine sleeps, and nobody sets it. What is written down under `/run` is of one
+//! boot, and so are its times.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

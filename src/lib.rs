@@ -16,8 +16,8 @@
 //! ```
 //!
 //! Modules may use those to their right only: `main → cli → bench → {guest → network → config, backend} → {tap, packet,
-//! signals, programs, report, log} → {types, clock}`. The two halves never import each other, but for [`backend::BackendArgs`], which
-//! the control plane writes as an argv and the backend reads back. [`mod@bench`] measures both.
+//! signals, programs, report, log} → {types, clock}`. The two halves never import each other, but for [`backend::BackendArgs`],
+//! which the control plane writes as an argv and the backend reads back. [`mod@bench`] measures both.
 //!
 //! Unsafe code is denied here and allowed in six files: `tap::sys` (ioctls), `tap::queue` and `tap::burst` (vectored I/O and
 //! io_uring), `backend::memory` (mapping guest memory), `packet` (packet sockets) and `guest::user` (what QEMU's process does

@@ -7,9 +7,9 @@
 //!    dumpable, no core), so much memory and so many descriptors.
 //! 2. [`leave_the_host`], when tap and sockets are open: no file system and no new TCP connections (Landlock), a user and a group
 //!    that are nobody else's, no capability.
-//! 3. [`only_serve`], before a worker has seen its first frame: the system calls that serving takes, some with these arguments alone
-//!    (seccomp). Anything else ends the process, and whoever watches over it hears of SIGSYS; but libraries that look for files
-//!    where they can do without are told that they may not.
+//! 3. [`only_serve`], before a worker has seen its first frame: the system calls that serving takes, some with these arguments
+//!    alone (seccomp). Anything else ends the process, and whoever watches over it hears of SIGSYS; but libraries that look
+//!    for files where they can do without are told that they may not.
 //!
 //! All of it holds for threads that are started later, so a process must have none before the second stage. Rings of io_uring,
 //! which seccomp does not see through, are good for writes to the tap alone (`tap::burst`), and no new ones can be made.

@@ -313,7 +313,8 @@ const METRICS: &[Metric] = &[
 /// What tells an address of the guest, as the label `address`.
 pub const GUEST_ADDRESS: &str = "ringtap_guest_address";
 
-/// What tells one of the last frames that the guard has refused, as the labels `reason` and `frame`, and when, in seconds since 1970.
+/// What tells one of the last frames that the guard has refused, as the labels `reason` and `frame`, and when, in seconds since
+/// 1970.
 pub const REFUSED_FRAME: &str = "ringtap_refused_frame_timestamp_seconds";
 
 /// Why frames were dropped, as the label `reason`, and where they are counted.

@@ -12,8 +12,8 @@
 //! With `--poll-us` a worker that has nothing to do spins for a while before it sleeps (`spin`), and kicks are off
 //! meanwhile; the turn after a spin in vain asks for them again.
 //!
-//! A tap that is deleted says so by an error event (`tun_chr_poll`); whoever has started the worker is told by an eventfd. A macvtap says
-//! nothing (`tap_poll`).
+//! A tap that is deleted says so by an error event (`tun_chr_poll`); whoever has started the worker is told by an eventfd. A
+//! macvtap says nothing (`tap_poll`).
 //!
 //! A session reaches its pair through [`Worker`], whose calls run in the loop between two turns. So a ring that was
 //! stopped is at rest when the call returns, without a lock anywhere.

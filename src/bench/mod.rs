@@ -1,14 +1,14 @@
 //! `ringtap bench`: how fast a vhost-user-net back-end moves frames, beside others and beside what the kernel allows.
 //!
 //! # Theory of operation
-//! A `nic` is the driver of a guest that does not exist: it speaks vhost-user as a front-end, has rings of its own
-//! (`ring`) in a `memory` that it shares with the back-end, and so loads any back-end without a guest and without huge pages. At
-//! the other end of the `wire` are packet sockets on the back-end's tap (`crate::packet`), or there is a second NIC, behind a bridge.
+//! A `nic` is the driver of a guest that does not exist: it speaks vhost-user as a front-end, has rings of its own (`ring`) in
+//! a `memory` that it shares with the back-end, and so loads any back-end without a guest and without huge pages. At the other
+//! end of the `wire` are packet sockets on the back-end's tap (`crate::packet`), or there is a second NIC, behind a bridge.
 //!
 //! Each frame tells its number (`pattern`); whatever is lost, doubled, out of order or damaged is counted (`tally`) and makes
-//! the sample void. A `subject` is who is measured, a back-end or a `raw` loop, a `work` what it does, and a `sample` what was measured of that; subjects
-//! take `turns`, and medians are compared (`report`). `guest` does the like with guests that exist. Both tell their `findings` as a
-//! `table` or a `page` with `chart`s, and in what `setting` they were found.
+//! the sample void. A `subject` is who is measured, a back-end or a `raw` loop, a `work` what it does, and a `sample` what was
+//! measured of that; subjects take `turns`, and medians are compared (`report`). `guest` does the like with guests that exist.
+//! Both tell their `findings` as a `table` or a `page` with `chart`s, and in what `setting` they were found.
 
 mod args;
 mod chart;

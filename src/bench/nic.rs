@@ -1,8 +1,8 @@
 //! A virtio-net driver in this process: the front-end of any vhost-user-net back-end, with buffers that are ready before the
 //! load begins.
 //!
-//! It does what Linux's driver does (one chain a frame, mergeable buffers, no call wanted while it looks by itself), and looks at its
-//! rings when it is told to, so that whoever drives it can leave the CPU to others in between.
+//! It does what Linux's driver does (one chain a frame, mergeable buffers, no call wanted while it looks by itself), and looks
+//! at its rings when it is told to, so that whoever drives it can leave the CPU to others in between.
 
 use std::io;
 use std::os::unix::net::UnixStream;

@@ -1,7 +1,7 @@
 //! Which of a guest's claims are checked: `guard`, of a network or a NIC.
 //!
-//! All of them unless the file says otherwise: `guard = false` checks none, `guard = { ip = false }` the others. What a NIC does not
-//! say of it is as its network has it.
+//! All of them unless the file says otherwise: `guard = false` checks none, `guard = { ip = false }` the others. What a NIC
+//! does not say of it is as its network has it.
 
 use super::reader::{Reader, Section};
 

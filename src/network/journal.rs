@@ -1,8 +1,8 @@
 //! The run directory: a lock, and a journal of what must be taken back one day.
 //!
-//! The journal is written *ahead*: before the first step is done, what takes them all back is on disk, so that `down`
-//! finds everything even if ringtap was killed in between; taking back what was never done is harmless. It is replaced by rename, so it is whole at any
-//! moment. One ringtap at a time holds the lock; others wait. When nothing is left to take back, the files
+//! The journal is written *ahead*: before the first step is done, what takes them all back is on disk, so that `down` finds
+//! everything even if ringtap was killed in between; taking back what was never done is harmless. It is replaced by rename, so
+//! it is whole at any moment. One ringtap at a time holds the lock; others wait. When nothing is left to take back, the files
 //! ringtap made here go, and the directory too if ringtap made it.
 
 use std::collections::{BTreeMap, BTreeSet};

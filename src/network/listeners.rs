@@ -1,5 +1,5 @@
-//! What listens on the host: `/proc/thread-self/net/tcp`, `udp` and their IPv6 sisters (proc(5)). A port forward would take such a port
-//! over, and with it perhaps the way by which its admin came.
+//! What listens on the host: `/proc/thread-self/net/tcp`, `udp` and their IPv6 sisters (proc(5)). A port forward would take
+//! such a port over, and with it perhaps the way by which its admin came.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -158,9 +158,9 @@ impl Port {
         self.attach()
     }
 
-    /// Attaches the link, from where its bridge is ([`beside`]): a tap, which exists, becomes a port of the bridge; a macvtap is made. It
-    /// has the MTU of the bridge or uplink as it is, or on a LAN what the file says; it is in its VLANs, is kept from other guests
-    /// if they are to be, and is up, and that last.
+    /// Attaches the link, from where its bridge is ([`beside`]): a tap, which exists, becomes a port of the bridge; a macvtap
+    /// is made. It has the MTU of the bridge or uplink as it is, or on a LAN what the file says; it is in its VLANs, is kept
+    /// from other guests if they are to be, and is up, and that last.
     ///
     /// # Errors
     /// A link is missing, or the kernel or Open vSwitch refuses; a tap is no port of a bridge of the kernel's then.

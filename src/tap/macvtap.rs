@@ -12,7 +12,8 @@ use super::error::TapError;
 use super::{NEEDED_FLAGS, sys};
 use crate::types::{IfName, QueuePairs};
 
-/// Opens a queue a pair of the macvtap or ipvtap `name`, for other processes to take over by [`Tap::from_fds`](super::Tap::from_fds).
+/// Opens a queue a pair of the macvtap or ipvtap `name`, for other processes to take over by
+/// [`Tap::from_fds`](super::Tap::from_fds).
 ///
 /// # Errors
 /// See [`TapError`].

@@ -7,11 +7,11 @@
 //! copy: a guest that changes its frame meanwhile changes what nobody has looked at.
 //!
 //! What DHCP gives the guest, and prefixes of which it makes itself addresses, are read from the answers on their way to it
-//! (`lease`), count for all queues of the NIC, and are kept for the next process that serves it (`memory`).
-//! Of a prefix, and of its link, a guest has the addresses that are made of its own MAC address. Any other it must ask for before, as
-//! every host does (RFC 4862, "Duplicate Address Detection"); it is the guest's once nobody has said for a while that it is
-//! theirs (RFC 6620, "FCFS SAVI").
-//! Frames that are refused are counted by reason (`counters`), and the last ones are kept for people to look at (`refusal`).
+//! (`lease`), count for all queues of the NIC, and are kept for the next process that serves it (`memory`). Of a prefix, and of
+//! its link, a guest has the addresses that are made of its own MAC address. Any other it must ask for before, as every host
+//! does (RFC 4862, "Duplicate Address Detection"); it is the guest's once nobody has said for a while that it is theirs (RFC
+//! 6620, "FCFS SAVI"). Frames that are refused are counted by reason (`counters`), and the last ones are kept for people to
+//! look at (`refusal`).
 
 mod inspect;
 mod lease;
@@ -197,7 +197,8 @@ impl Guard {
         self.generation = generation;
     }
 
-    /// Whether `frame` may pass. Most frames are ordinary packets from where the one before came from, and that is seen at a glance.
+    /// Whether `frame` may pass. Most frames are ordinary packets from where the one before came from, and that is seen at a
+    /// glance.
     ///
     /// # Errors
     /// Why it may not.

@@ -6,8 +6,9 @@
 //! or knows of epoll, so a test drives a pair with a ring in memory and a socketpair for a tap.
 //!
 //! **Transmit**: a burst's chains are taken first, so that the frames in them are on their way from memory while others are
-//! looked at; then the guard, if there is one, copies their heads and judges the copies; and then they are written to the tap together, virtio-net headers and all, straight from guest memory. The kernel checks
-//! the header; a frame it refuses is dropped and counted.
+//! looked at; then the guard, if there is one, copies their heads and judges the copies; and then they are written to the tap
+//! together, virtio-net headers and all, straight from guest memory but for heads that were judged, of which the copies are
+//! written: the guest can't change those any more. The kernel checks the header; a frame it refuses is dropped and counted.
 //!
 //! **Receive**: one `readv` straight into the buffers of as many chains as the last frame took, one nearly always, with the
 //! pair's own bounce buffer behind them. A frame that fits was never anywhere else. The tail of a larger one (GSO, with mergeable

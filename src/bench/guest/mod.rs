@@ -1,8 +1,9 @@
 //! `ringtap bench guest`: how fast real guests are, to the host and from it, by iperf3 and by pings.
 //!
-//! A guest of the bench's own (`world`) has a NIC of ringtap's and, each on a network of the same mode, one of QEMU's tap and one of
-//! vhost-net where the host has that: the same kernel and the same QEMU, asked in turn. Guests that run already are measured by the
-//! NIC by which the host reaches them. This drives ringtap by its command line, as a person would; `load` is what is measured.
+//! A guest of the bench's own (`world`) has a NIC of ringtap's and, each on a network of the same mode, one of QEMU's tap and
+//! one of vhost-net where the host has that: the same kernel and the same QEMU, asked in turn. Guests that run already are
+//! measured by the NIC by which the host reaches them. This drives ringtap by its command line, as a person would; `load` is
+//! what is measured.
 
 mod load;
 mod ping;

@@ -1,5 +1,6 @@
-//! Connections from a guest to another on the same bridge: opened, asked by and closed, one after the other, each from a port of its
-//! own. What remembers flows (a tap its queues, a bridge's netfilter or Open vSwitch connections) meets a new one each time.
+//! Connections from a guest to another on the same bridge: opened, asked by and closed, one after the other, each from a port
+//! of its own. What remembers flows (a tap its queues, a bridge's netfilter or Open vSwitch connections) meets a new one each
+//! time.
 //!
 //! A number of places is taken at once; a place's next connection begins when its last is over. Each frame is to be the one that
 //! its place waits for, so one that is lost, doubled or out of order is seen at once.

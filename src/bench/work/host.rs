@@ -1,8 +1,8 @@
 //! Between a guest and the host.
 //!
-//! Towards the host, each run begins with [`CHECKED`] frames of which every one is looked at. In the measured part, whose limit is
-//! not to be the one who looks, one of [`STRIDE`] is, and the kernel's count of the others must be the driver's. Towards a guest the
-//! driver looks at all of them, and no more are under way than the tap has room for, so that none may be lost.
+//! Towards the host, each run begins with [`CHECKED`] frames of which every one is looked at. In the measured part, whose limit
+//! is not to be the one who looks, one of [`STRIDE`] is, and the kernel's count of the others must be the driver's. Towards a
+//! guest the driver looks at all of them, and no more are under way than the tap has room for, so that none may be lost.
 
 use std::thread;
 use std::time::{Duration, Instant};

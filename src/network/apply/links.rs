@@ -11,8 +11,8 @@ use crate::config::NicVlans;
 use crate::network::plan::{Kind, LinkStep};
 use crate::types::IfName;
 
-/// Does `steps`, which are on links and what belongs to them and don't depend on links that others of them make. Gives the outcome of
-/// each.
+/// Does `steps`, which are on links and what belongs to them and don't depend on links that others of them make. Gives the
+/// outcome of each.
 pub fn execute(netlink: &Netlink, steps: &[&LinkStep]) -> Vec<Result<(), StepError>> {
     let links = match netlink.links() {
         Ok(links) => links,

@@ -1,8 +1,9 @@
 //! Moves what the host has on one link to another: addresses, routes and neighbours as the kernel has them at that moment,
 //! with their lifetimes, metrics and tables.
 //!
-//! Nothing is taken away before its like is there: the new link has each address and route in addition, and only then the
-//! old one loses them. Nor is a neighbour asked for anew, who may answer to the old one. Connections go on meanwhile. IPv6 link-local addresses stay, since every link has its own.
+//! Nothing is taken away before its like is there: the new link has each address and route in addition, and only then the old
+//! one loses them. Nor is a neighbour asked for anew, who may answer to the old one. Connections go on meanwhile. IPv6
+//! link-local addresses stay, since every link has its own.
 
 use std::net::Ipv4Addr;
 

@@ -293,7 +293,8 @@ impl Request {
         Self::new(doing, |handle| handle.link().set(message).execute())
     }
 
-    /// Gives `link`, called `name`, an address, unless it has it. It is in use at once: other hosts are not asked whether they have it.
+    /// Gives `link`, called `name`, an address, unless it has it. It is in use at once: other hosts are not asked whether they
+    /// have it.
     pub fn add_address(name: &IfName, link: &LinkMessage, address: IpNet) -> Self {
         let index = link.header.index;
         let doing = format!("give {name} the address {address}");

@@ -1,8 +1,8 @@
 //! When the steps of several networks are done, and which of them together.
 //!
-//! A plan goes network by network, for people to read. It is done kind by kind: what is alike goes to the kernel in one
-//! go (the host's, and each tenant's), and no link is up before every network has its rules. What concerns an uplink of the host is done step by step, as
-//! it is written.
+//! A plan goes network by network, for people to read. It is done kind by kind: what is alike goes to the kernel in one go (the
+//! host's, and each tenant's), and no link is up before every network has its rules. What concerns an uplink of the host is
+//! done step by step, as it is written.
 
 use std::collections::BTreeSet;
 

@@ -1,9 +1,10 @@
 //! `ringtap watch`: networks that drift are set right within a second.
 //!
 //! # Theory of operation
-//! One event loop. The kernel's notices of links, addresses, routes and nftables ([`notices`](super::notices)) and the end of a dnsmasq (a
-//! pidfd) are reasons to look, and nothing more: a look ([`keeper`]) is what any other command does, observe and plan, and
-//! goes on to apply what the plan has. What is set right makes notices as well, so that a look follows, which finds nothing.
+//! One event loop. The kernel's notices of links, addresses, routes and nftables ([`notices`](super::notices)) and the end of a
+//! dnsmasq (a pidfd) are reasons to look, and nothing more: a look ([`keeper`]) is what any other command does, observe and
+//! plan, and goes on to apply what the plan has. What is set right makes notices as well, so that a look follows, which finds
+//! nothing.
 //!
 //! Tenants' namespaces are listened in as the host's own. A sysctl changes without notice, and so do the tables of
 //! iptables-legacy and the names of namespaces; a dnsmasq that another ringtap starts is not held
