@@ -1,10 +1,13 @@
 //! The log: lines on stderr.
 //!
-//! What runs in the background has a file for it in the run directory, and says there what guests make it say: a NIC that is reset all
-//! day long has a line each time. Such a file begins anew once it has grown to `KEPT` bytes.
+//! What runs in the background has a file for it in the run directory, and says there what guests make it say: a NIC that is
+//! reset all day long has a line each time. Such a file begins anew once it has grown to `KEPT` bytes. What a program writes
+//! that is not ringtap's is looked at now and then ([`begin_anew_if_grown`]).
 
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -43,6 +46,18 @@ pub fn is_kept() {
 /// That is so for what `command` starts, a ringtap.
 pub fn is_kept_by(command: &mut Command) {
     command.env(VARIABLE, KEPT.to_string());
+}
+
+/// Empties the log at `path`, which another program appends to, if it has grown to more than ringtap's own do.
+///
+/// # Errors
+/// The file system's.
+pub fn begin_anew_if_grown(path: &Path) -> io::Result<()> {
+    let log = File::options().write(true).open(path)?;
+    match log.metadata()?.len() > KEPT {
+        true => log.set_len(0),
+        false => Ok(()),
+    }
 }
 
 struct Stderr;

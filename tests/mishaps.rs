@@ -1,5 +1,5 @@
-//! What happens to a host under a guest that runs: links are deleted or set down, a disk is full. Each is set right or named, and the
-//! guest runs on.
+//! What happens to a host under a guest that runs: links are deleted or set down, a disk is full. Each is set right or named,
+//! and the guest runs on.
 
 mod support;
 
@@ -149,6 +149,36 @@ fn a_macvtap_comes_again_with_its_uplink() {
     console.run("ping -c 1 10.9.0.1");
     world.ringtap("stop web1").succeeded();
     assert_eq!(world.lab.host.pids(), [0; 0]);
+}
+
+/// QEMU says what a guest makes it say, and appends it to a file.
+#[test]
+fn what_qemu_says_fills_no_run_directory() {
+    let world = World::new("");
+    let mut console = booted(&world);
+    let log = world.lab.run_dir().join("guests/web1/qemu.log");
+    let qemu = world.lab.pids(&["qemu-system-x86_64"])[0];
+    assert_eq!(
+        fs::read_link(format!("/proc/{qemu}/fd/2")).unwrap(),
+        log.canonicalize().unwrap()
+    );
+    let append = |bytes: usize| {
+        let file = File::options().append(true).open(&log);
+        file.unwrap().write_all(&vec![b'x'; bytes]).unwrap();
+    };
+    append(2 << 20);
+    until("the log's new beginning", || {
+        fs::metadata(&log).unwrap().len() < 1 << 20
+    });
+    // Who goes on to append leaves no hole.
+    append(100);
+    assert_eq!(fs::metadata(&log).unwrap().len(), 100);
+    let flags = fs::read_to_string(format!("/proc/{qemu}/fdinfo/2")).unwrap();
+    let flags = flags.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = i32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
+    assert_ne!(flags & libc::O_APPEND, 0, "QEMU appends");
+    console.run(&format!("ping -c 1 {INTERNET}"));
+    world.ringtap("stop web1").succeeded();
 }
 
 /// A small file system in the place of a directory, as long as this value lives.

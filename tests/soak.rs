@@ -1,5 +1,5 @@
-//! A soak: two guests at work for as long as wanted while links flap, are deleted, and what serves them is killed, at random. Whatever
-//! happens is over within a minute, both are reached again and work on; and in the end nobody holds more than at the
+//! A soak: two guests at work for as long as wanted while links flap, are deleted, and what serves them is killed, at random.
+//! Whatever happens is over within a minute, both are reached again and work on; and in the end nobody holds more than at the
 //! beginning.
 //!
 //! `RINGTAP_SOAK_MINUTES=60 cargo test --test soak -- --nocapture` for an hour, with figures every ten minutes; without it a few

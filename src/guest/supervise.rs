@@ -11,8 +11,9 @@
 //!   does not hear it. When its time is up, or a second signal comes, QEMU gets SIGTERM and, [`GRACE`] later, SIGKILL.
 //! - QEMU tells of the guest: a panic, its watchdog, a power-off. It is kept for the moment when QEMU ends.
 //!
-//! Nothing here polls. All that a guest is made of is a part of [`Guarded`], whose drop takes it back in the right order:
-//! however the loop ends, nothing stays but what a SIGKILL leaves, which the next supervisor takes over.
+//! Nothing here polls, but for the size of QEMU's log, which costs little. All that a guest is made of is a part of
+//! [`Guarded`], whose drop takes it back in the right order: however the loop ends, nothing stays but what a SIGKILL leaves,
+//! which the next supervisor takes over.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -34,12 +35,16 @@ use super::patience::{Ending, Patience};
 use super::process::{Ended, GRACE, last_line};
 use super::run_dir::{GuestDir, files};
 use crate::cli;
+use crate::log;
 use crate::network::port::Found;
 use crate::report::causes;
 use crate::signals::EndRequests;
 
 /// How long a guest may take to power off that was asked by a signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(cli::STOP_TIMEOUT as u64);
+
+/// How often QEMU's log is looked at, which a guest can make grow.
+const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// Why a guest has failed that was to be taken over.
 pub const UNSEEN: &str = "QEMU ended while nobody watched over it";
@@ -53,8 +58,9 @@ const MONITOR: u32 = 2;
 const DEADLINE: u32 = 3;
 const RETRY: u32 = 4;
 const AGAIN: u32 = 5;
+const LOG: u32 = 6;
 /// The first of those that tell of links.
-const LINKS: u32 = 6;
+const LINKS: u32 = 7;
 const LINKS_END: u32 = LINKS + links::EVENTS;
 /// The backend of NIC 0; the others follow.
 const BACKENDS: u32 = 16;
@@ -103,6 +109,7 @@ pub fn supervise(
         deadline: TimerFd::new()?,
         retry: TimerFd::new()?,
         again: TimerFd::new()?,
+        log: TimerFd::new()?,
         links: LinkWatch::open(LINKS)?,
         waiting: Vec::new(),
         stopping: None,
@@ -153,6 +160,8 @@ struct Supervisor {
     waiting: Vec<usize>,
     /// When QEMU is to be started.
     again: TimerFd,
+    /// When QEMU's log is looked at.
+    log: TimerFd,
     links: LinkWatch,
     stopping: Option<Stopping>,
     seen: Seen,
@@ -186,6 +195,11 @@ impl Supervisor {
             AGAIN => {
                 self.again.wait()?;
                 self.start_anew(ops)
+            }
+            LOG => {
+                self.log.wait()?;
+                self.limit_log();
+                Ok(())
             }
             link @ LINKS..LINKS_END => match self.links.handle(link)? {
                 true => self.look_at_links(ops),
@@ -588,11 +602,21 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Has QEMU's log begin anew once it has grown, as ringtap's own do.
+    fn limit_log(&self) {
+        let path = self.guarded.dir.file(files::QEMU_LOG);
+        if let Err(error) = log::begin_anew_if_grown(&path) {
+            tracing::warn!("{}: {error}", path.display());
+        }
+    }
+
     fn begin(&mut self, ops: &mut EventOps) -> io::Result<()> {
         watch(ops, &self.signals, SIGNALS)?;
         watch(ops, &self.deadline, DEADLINE)?;
         watch(ops, &self.retry, RETRY)?;
         watch(ops, &self.again, AGAIN)?;
+        watch(ops, &self.log, LOG)?;
+        self.log.reset(LOG_PAUSE, Some(LOG_PAUSE))?;
         self.links.watch(ops)?;
         self.sockets.hub.watch(ops)?;
         self.sockets.control.watch(ops)?;
