@@ -414,6 +414,8 @@ fn a_link_that_went_with_its_uplink_comes_again() {
             String::from_utf8_lossy(&status.stdout).contains(words)
         });
     };
+    lab.host.run("ip link set up0 down");
+    names("is down: ip link set up0 up");
     lab.host.run("ip link delete up0");
     names("was deleted, and there is no up0 to make it on again");
     lab.host.join("up0", &lab.internet, "up0");

@@ -90,6 +90,10 @@ fn links_that_go_come_again_and_what_somebody_meant_is_named() {
             format!("ip link set {link} master other"),
             format!("{link} is no port of rt-default: ip link set {link} master rt-default"),
         ),
+        (
+            "ip link set rt-default down".to_owned(),
+            format!("rt-default, which {link} is plugged into, is down: ip link set rt-default up"),
+        ),
     ] {
         host.run("ip link add other type bridge");
         host.run(&done);
@@ -140,6 +144,14 @@ fn a_macvtap_comes_again_with_its_uplink() {
 
     world.lab.host.run(&format!("ip link delete {link}"));
     reached("the next macvtap");
+    world.lab.host.run("ip link set v0 down");
+    world.names(&format!(
+        "v0, which {link} is plugged into, is down: ip link set v0 up"
+    ));
+    let status = world.ringtap("status lan").out;
+    assert!(status.contains("v0 is down: ip link set v0 up"), "{status}");
+    world.lab.host.run("ip link set v0 up");
+    reached("the guest behind an uplink that is up again");
     world.lab.host.run("ip link delete v0");
     world.names(&format!(
         "{link} was deleted, and there is no v0 to make it on again"

@@ -184,12 +184,14 @@ impl Ipvtap {
         let look = || Netlink::open()?.link(name);
         let looked = self.namespace.within(look);
         let link = looked.map_err(|cause| self.wish.failed(cause))??;
-        Ok(match link {
-            Some(link) if is_up(&link) => Found::Attached,
-            Some(_) => Found::Down,
-            None => Found::Deleted {
-                trunk: Netlink::open()?.link(&self.wish.uplink)?.is_some(),
+        let uplink = Netlink::open()?.link(&self.wish.uplink)?;
+        Ok(match (link, uplink) {
+            (None, uplink) => Found::Deleted {
+                trunk: uplink.is_some(),
             },
+            (Some(link), _) if !is_up(&link) => Found::Down,
+            (Some(_), Some(uplink)) if !is_up(&uplink) => Found::CutOff,
+            (Some(_), _) => Found::Attached,
         })
     }
 

@@ -96,6 +96,8 @@ pub enum Found {
     Elsewhere,
     /// Somebody has set it down.
     Down,
+    /// Somebody has set down what it is plugged into.
+    CutOff,
 }
 
 impl Found {
@@ -115,6 +117,9 @@ impl Found {
                 format!("{link} is no port of {trunk}: ip link set {link} master {trunk}")
             }
             Self::Down => format!("{link} is down: ip link set {link} up"),
+            Self::CutOff => {
+                format!("{trunk}, which {link} is plugged into, is down: ip link set {trunk} up")
+            }
         })
     }
 }
@@ -244,9 +249,13 @@ impl Port {
             }
             (Kind::Tap, Some(master)) => trunk.is_some_and(|trunk| trunk.header.index == master),
         };
+        // Open vSwitch passes frames on also while its bridge's own link is down.
+        let is_cut_off =
+            !matches!(self.kind, Kind::OnOvs(_)) && trunk.is_some_and(|trunk| !is_up(trunk));
         match (is_plugged, is_up(link)) {
             (false, _) => Found::Elsewhere,
             (true, false) => Found::Down,
+            (true, true) if is_cut_off => Found::CutOff,
             (true, true) => Found::Attached,
         }
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::link_step::{Kind, LinkStep, Master};
 use super::step::Step;
 use super::uplink::{heed_routers, take_over, without_ipv6};
-use super::{bridge, clash, firewall, network_dir, ovs, sysctl, uplink};
+use super::{Remark, bridge, clash, firewall, network_dir, ovs, sysctl, uplink};
 use crate::config::{Config, LanBridge, Mode, Network, Switch, Uplink};
 use crate::network::inventory::{Inventory, Link};
 use crate::types::{Family, IfName, MacAddr, VlanId};
@@ -47,6 +47,35 @@ pub(super) fn steps(config: &Config, network: &Network, inventory: &Inventory) -
     steps.extend(ovs::ports(config, network, inventory));
     steps.extend(firewall::steps(config, network, inventory));
     steps
+}
+
+/// The host's links by which the network's guests get out, and that are down: whoever has set one down may have meant it.
+pub(super) fn remarks(network: &Network, inventory: &Inventory) -> Vec<Remark> {
+    let (links, become_ports) = match (&network.mode, network.uplink()) {
+        (_, Some(uplink)) => {
+            let is_bond = !uplink.hardware().contains(&uplink.base_link());
+            let has_bridge = matches!(network.mode, Mode::Bridge { .. });
+            let become_ports = is_bond || has_bridge && uplink.vlan.is_none();
+            (uplink.hardware(), become_ports)
+        }
+        (
+            Mode::Bridge {
+                bridge: LanBridge::There(bridge),
+            },
+            None,
+        ) => (std::slice::from_ref(bridge), false),
+        _ => return Vec::new(),
+    };
+    let found = links
+        .iter()
+        .filter_map(|link| inventory.link(link.as_str()));
+    let is_set_up_by_steps = |link: &Link| become_ports && link.master.is_none();
+    let left = found.filter(|link| !link.up && !is_set_up_by_steps(link));
+    let remark = |link: &Link| Remark {
+        network: Some(network.name.clone()),
+        text: format!("{0} is down: ip link set {0} up", link.name),
+    };
+    left.map(remark).collect()
 }
 
 /// A macvlan beside the guests' macvtaps, or an ipvlan beside their ipvtaps, since those can't talk to the uplink itself. A

@@ -213,6 +213,7 @@ pub fn remarks(config: &Config, chosen: &BTreeSet<Name>, inventory: &Inventory) 
     let of_networks = here.iter().flat_map(|network| {
         let mut remarks = obstacles::remarks(config, network, inventory);
         remarks.extend(ovs::remarks(network, inventory));
+        remarks.extend(lan::remarks(network, inventory));
         remarks
     });
     let of_host = bridged::remark(config, &here, inventory);
