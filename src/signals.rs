@@ -1,4 +1,4 @@
-//! Requests to this process by signals, as something an event loop can wait for.
+//! Requests to this process by signals, as something an event loop can wait for, or work that has none can ask for.
 //!
 //! By handlers and not by blocking: children start with handlers reset, but with the signals blocked that their parent
 //! has blocked, and QEMU would then never hear of SIGTERM.
@@ -8,8 +8,11 @@
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
 
 /// Requests to end: SIGINT, SIGTERM, and SIGHUP unless that means something else; readable when one has come.
 #[derive(Debug)]
@@ -51,6 +54,26 @@ impl AsRawFd for EndRequests {
     fn as_raw_fd(&self) -> RawFd {
         self.0.0.as_raw_fd()
     }
+}
+
+/// Whether a request to end has come since they are noted.
+static END: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+
+/// Has the first request to end noted from here on, for [`end_is_asked`]. The second one ends the process.
+///
+/// # Errors
+/// Those of `sigaction`.
+pub fn note_end_requests() -> io::Result<()> {
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        flag::register_conditional_default(signal, Arc::clone(&END))?;
+        flag::register(signal, Arc::clone(&END))?;
+    }
+    Ok(())
+}
+
+/// Whether a request to end was noted.
+pub fn end_is_asked() -> bool {
+    END.load(Ordering::Relaxed)
 }
 
 /// Requests to read a file again, by SIGHUP; readable when one has come.

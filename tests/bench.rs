@@ -13,6 +13,8 @@ use std::thread;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use ringtap::backend::message::Connection;
 use ringtap::backend::queue_pair::QueuePair;
 use ringtap::backend::session::{Device, Limits};
@@ -24,7 +26,7 @@ use support::console::Console;
 use support::driver::{HostEnd, tap_pair};
 use support::host::{Said, said_by};
 use support::lab::{Lab, tiny_guest};
-use support::netns::{Netns, difference, until};
+use support::netns::{BOUND, Netns, difference, until, wait};
 use vm_memory::VolatileSlice;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -376,6 +378,54 @@ fn a_back_end_that_was_killed_under_load_leaves_its_tap_to_the_next() {
         load.kill().unwrap();
         back_end.wait().unwrap();
         load.wait().unwrap();
+    }
+}
+
+/// By Ctrl-C at its terminal, or by whoever has started it.
+#[test]
+fn an_end_that_is_asked_for_leaves_nothing() {
+    let [kernel, ..] = tiny_guest();
+    let tiny = Path::new(&kernel).parent().unwrap().display().to_string();
+    let netns = Netns::new("bench-ended");
+    let before = netns.snapshot();
+    for (words, signal, sign) in [
+        (
+            "bench --seconds 600 --work tx",
+            Signal::SIGTERM,
+            "exe backend",
+        ),
+        (
+            "bench --seconds 600 --work churn",
+            Signal::SIGINT,
+            "exe backend",
+        ),
+        (
+            &format!("bench guest --tiny {tiny}"),
+            Signal::SIGTERM,
+            "qemu-system-x86_64",
+        ),
+    ] {
+        let mut command = netns.command(env!("CARGO_BIN_EXE_ringtap"));
+        command.args(words.split_whitespace());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut bench = command.spawn().unwrap();
+        until(sign, || {
+            assert_eq!(bench.try_wait().unwrap(), None, "{words}");
+            netns.pids().iter().any(|pid| {
+                let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                let words = String::from_utf8_lossy(&words).replace('\0', " ");
+                words.contains(sign)
+            })
+        });
+        kill(Pid::from_raw(bench.id() as i32), signal).unwrap();
+        assert!(wait(&mut bench, BOUND).is_some(), "{words} goes on");
+        let output = bench.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{words}: {said}");
+        assert!(output.stdout.is_empty(), "{words}");
+        assert!(said.contains("ended by a signal"), "{words}: {said}");
+        assert_eq!(netns.pids(), [0; 0], "{words}");
+        assert_eq!(difference(&before, &netns.snapshot()), "", "{words}");
     }
 }
 

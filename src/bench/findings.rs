@@ -11,6 +11,15 @@ use super::args::Sampling;
 use super::page::Page;
 use super::table::Table;
 use crate::report::print_json;
+use crate::signals::end_is_asked;
+
+/// How a run ends whose end was asked for: with a word, and with nothing told.
+pub fn ended() -> Option<ExitCode> {
+    end_is_asked().then(|| {
+        eprintln!("ringtap: ended by a signal, with nothing to tell");
+        ExitCode::FAILURE
+    })
+}
 
 /// What a run has found.
 pub trait Findings: Serialize {
@@ -23,8 +32,12 @@ pub trait Findings: Serialize {
     /// The chart that says most in least room, as SVG.
     fn chart(&self) -> String;
 
-    /// Tells it. Exit code 1 where a sample was void or could not be taken, or what is to be written can't be.
+    /// Tells it, unless the end was asked for in the midst of it. Exit code 1 then, and where a sample was void or could not be taken,
+    /// or what is to be written can't be.
     fn tell(&self, sampling: &Sampling) -> ExitCode {
+        if let Some(ended) = ended() {
+            return ended;
+        }
         let tables = self.tables();
         match sampling.json {
             true => print_json(&serde_json::json!(self)),

@@ -51,6 +51,8 @@ use subject::Subject;
 use turns::Turns;
 use work::Work;
 
+use crate::signals::note_end_requests;
+
 /// Why there is no sample.
 #[derive(Debug, Error)]
 pub enum WorkError {
@@ -74,11 +76,20 @@ pub enum WorkError {
     NoPart,
 }
 
-/// `ringtap bench`. Exit code 1 where a sample was void or could not be taken.
+/// `ringtap bench`. Exit code 1 where a sample was void or could not be taken, or a signal has asked for the end.
 pub fn run(command: &BenchCommand) -> ExitCode {
-    if let Some(OtherBench::Guest(guest)) = &command.other {
-        return guest::run(guest);
+    // What was made for the work is taken back then.
+    if let Err(error) = note_end_requests() {
+        eprintln!("ringtap: signals can't be caught: {error}");
+        return ExitCode::FAILURE;
     }
+    match &command.other {
+        Some(OtherBench::Guest(guest)) => guest::run(guest),
+        None => of_subjects(command),
+    }
+}
+
+fn of_subjects(command: &BenchCommand) -> ExitCode {
     let subjects = command.subjects();
     let matrix = command.matrix();
     let of_each = matrix.iter();

@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::cpu::Usage;
+use crate::signals::end_is_asked;
 
 /// What comes first is not measured.
 const WARM_UP: Duration = Duration::from_millis(200);
@@ -120,6 +121,9 @@ impl<'a> Stopwatch<'a> {
 
     /// Whether it is time to tell how far the work is.
     pub fn is_due(&self) -> bool {
+        if end_is_asked() {
+            return true;
+        }
         match self.begun {
             None => self.start.elapsed() >= WARM_UP,
             Some((begun, ..)) => begun.elapsed() >= self.span,
@@ -129,8 +133,11 @@ impl<'a> Stopwatch<'a> {
     /// To be told how far the work is when that is due; gives the sample the second time.
     ///
     /// # Errors
-    /// Use can't be looked up: who worked has ended.
+    /// Use can't be looked up: who worked has ended. Or all is to end: `Interrupted`.
     pub fn tick(&mut self, now: Progress) -> io::Result<Option<Sample>> {
+        if end_is_asked() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         let (time, used) = (Instant::now(), (self.usage)()?);
         let Some((begun, first, before)) = self.begun else {
             self.begun = Some((time, now, used));

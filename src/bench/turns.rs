@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::table::median;
 use crate::report::causes;
+use crate::signals::end_is_asked;
 
 /// The samples of one.
 #[derive(Debug, Serialize)]
@@ -42,7 +43,7 @@ impl Turns {
         Self { each, bar }
     }
 
-    /// Has `subjects` take turns at what is called `title`. Who has failed once is not asked again.
+    /// Has `subjects` take turns at what is called `title`. Who has failed once is not asked again, and nobody once all is to end.
     pub fn take<S, T, E: Error + 'static>(
         &self,
         title: &str,
@@ -60,7 +61,7 @@ impl Turns {
             for (subject, result) in subjects.iter().zip(&mut results) {
                 self.bar.set_message(format!("{title}: {}", result.name));
                 self.bar.inc(1);
-                if result.failure.is_some() {
+                if result.failure.is_some() || end_is_asked() {
                     continue;
                 }
                 match sample(subject) {

@@ -12,6 +12,7 @@ use super::GuestBenchError;
 use super::ping;
 use crate::bench::cpu;
 use crate::bench::sample::{Latency, Times};
+use crate::signals::end_is_asked;
 
 /// Who answers no ping within that has lost it.
 const LOST: Duration = Duration::from_secs(1);
@@ -201,7 +202,7 @@ fn iperf(
             Err(why) if why.is_empty() => String::from_utf8_lossy(&done.stderr).trim().to_owned(),
             Err(why) => why,
         };
-        if !is_between_tests(&why) || Instant::now() >= end {
+        if !is_between_tests(&why) || Instant::now() >= end || end_is_asked() {
             return Err(GuestBenchError::Iperf(why));
         }
         thread::sleep(BETWEEN / 50);
@@ -251,7 +252,7 @@ fn ping(address: IpAddr, span: Duration) -> Result<Measured, GuestBenchError> {
     let mut times = Times::new();
     let (mut sent, mut lost) = (0u64, 0u64);
     let (start, busy) = (Instant::now(), cpu::of_machine()?);
-    while start.elapsed() < span {
+    while start.elapsed() < span && !end_is_asked() {
         sent += 1;
         match socket.ask(LOST)? {
             Some(time) => times.add(time),

@@ -19,7 +19,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::args::Sampling;
-use super::findings::Findings;
+use super::findings::{self, Findings};
 use super::link::LinkError;
 use super::setting::{Origin, Setting};
 use super::turns::Turns;
@@ -27,6 +27,7 @@ use crate::cli::HostArgs;
 use crate::guest::GuestError;
 use crate::programs::QEMU;
 use crate::report::causes;
+use crate::signals::end_is_asked;
 use crate::types::{Name, QueuePairs};
 
 use load::Load;
@@ -140,10 +141,10 @@ pub struct Subject {
 pub fn run(command: &GuestBench) -> ExitCode {
     match measure(command) {
         Ok(report) => report.tell(&command.sampling),
-        Err(error) => {
+        Err(error) => findings::ended().unwrap_or_else(|| {
             eprintln!("ringtap: {}", causes(&error));
             ExitCode::FAILURE
-        }
+        }),
     }
 }
 
@@ -184,6 +185,9 @@ fn of_worlds(command: &GuestBench) -> Result<Report, GuestBenchError> {
     let turns = Turns::new(command.sampling.samples, of_each * kinds.len());
     let (mut origins, mut all) = (Vec::new(), Vec::new());
     for (mode, pairs) in kinds {
+        if end_is_asked() {
+            break;
+        }
         let world = World::new(&command.tiny, mode, pairs)?;
         let running = world.start()?;
         origins.extend(world.origins());

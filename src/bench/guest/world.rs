@@ -20,6 +20,7 @@ use crate::bench::link;
 use crate::bench::setting::Origin;
 use crate::cli::HostArgs;
 use crate::guest::nics_have_vectors;
+use crate::signals::end_is_asked;
 use crate::types::{IfName, Name, QueuePairs};
 
 /// The kernel's part of virtio-net.
@@ -262,7 +263,7 @@ fn qemu_args(back: Back, pairs: QueuePairs, has_vectors: bool) -> [String; 4] {
 fn wait_for(address: IpAddr) -> Result<(), GuestBenchError> {
     let end = Instant::now() + PATIENCE;
     let mut pinger = Pinger::to(address)?;
-    while Instant::now() < end {
+    while Instant::now() < end && !end_is_asked() {
         // Where nobody has the address the host says so, as an error.
         match pinger.ask(Duration::from_secs(1)) {
             Ok(Some(_)) => return Ok(()),
