@@ -45,6 +45,18 @@ fn a_guest_is_started_listed_used_and_stopped() {
     assert_eq!(nic["addresses"], serde_json::json!([ADDRESS]));
     assert!(nic["rx_bytes"].as_u64() > Some(1000), "{nic}");
     assert!(nic["tx_bytes"].as_u64() > Some(1000), "{nic}");
+    let mut files = 0;
+    for entry in fs::read_dir(world.lab.run_dir().join("guests/web1")).unwrap() {
+        let entry = entry.unwrap();
+        let metadata = entry.metadata().unwrap();
+        if metadata.is_file() {
+            files += 1;
+            // The directory is open to QEMU, whose guest may have broken into it.
+            let mode = metadata.permissions().mode();
+            assert_eq!(mode & 0o022, 0, "{entry:?} is {mode:o}");
+        }
+    }
+    assert!(files > 4, "{files}");
     let table = world.ringtap("list").succeeded();
     for word in ["GUEST", "web1", "running", "default", ADDRESS] {
         assert!(table.contains(word), "no {word} in\n{table}");

@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -26,14 +26,15 @@ pub struct LeaseFile {
 }
 
 impl LeaseFile {
-    /// Opens the file at `path`, and makes it where there is none. What is no lease there is passed over.
+    /// Opens the file at `path`, and makes it where there is none, its owner's alone: who writes there says what a guest may claim.
+    /// What is no lease there is passed over.
     ///
     /// # Errors
     /// Those of `open` and `read`.
     pub fn open(path: &Path) -> io::Result<Self> {
         let mut options = File::options();
-        let options = options.read(true).write(true).create(true).truncate(false);
-        let file = options.open(path)?;
+        options.read(true).write(true).create(true).truncate(false);
+        let file = options.mode(0o600).open(path)?;
         let mut text = String::new();
         // Some other file may be without end.
         let mut start = (&file).take((LINE * MOST_LEASES) as u64);
