@@ -1,6 +1,6 @@
 //! A soak: two guests at work for as long as wanted while links flap, are deleted, and what serves them is killed, at random.
-//! Whatever happens is over within a minute, both are reached again and work on; and in the end nobody holds more than at the
-//! beginning.
+//! Whatever happens is over within a minute, but for the pause before a QEMU is started that was killed again and again; both are
+//! reached again and work on; and in the end nobody holds more than at the beginning.
 //!
 //! `RINGTAP_SOAK_MINUTES=60 cargo test --test soak -- --nocapture` for an hour, with figures every ten minutes; without it a few
 //! rounds.
@@ -21,7 +21,7 @@ use support::console::Console;
 use support::dice::{Dice, seed};
 use support::host::said;
 use support::lab::{INTERNET, Lab, WWW, tiny};
-use support::netns::{difference, until};
+use support::netns::{BOUND, difference, until, until_by};
 use support::web::WebServer;
 
 /// Rounds of a run without a time.
@@ -147,8 +147,10 @@ impl World {
         match mishap {
             // Whoever looks at the guests has their supervisors started again.
             Mishap::SupervisorKilled => drop(self.ringtap("list")),
-            // Its console still has what the one before has said.
-            Mishap::QemuKilled => until("another QEMU", || self.pid(&HARMED_QEMU).is_some()),
+            // Its console still has what the one before has said. Whom it hits again and again waits a minute for its next start.
+            Mishap::QemuKilled => until_by(2 * BOUND, "another QEMU", || {
+                self.pid(&HARMED_QEMU).is_some()
+            }),
             _ => {}
         }
         for (_, host) in HOSTS {
