@@ -19,14 +19,14 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// That of process `pid`.
+    /// That of process `pid`, without threads that end meanwhile.
     ///
     /// # Errors
     /// It has ended, or the kernel does not tell (CONFIG_SCHED_INFO, CONFIG_TASK_IO_ACCOUNTING).
     pub fn of(pid: u32) -> io::Result<Self> {
         let threads = fs::read_dir(format!("/proc/{pid}/task"))?;
-        threads
-            .map(|thread| Self::of_task(&thread?.path().to_string_lossy()))
+        let used = threads.map(|thread| Self::of_task(&thread?.path().to_string_lossy()));
+        used.filter(|used| !used.as_ref().is_err_and(has_ended))
             .sum()
     }
 
@@ -61,6 +61,11 @@ impl Usage {
             wake_ups: field(&status, "voluntary_ctxt_switches:"),
         })
     }
+}
+
+/// Whether the kernel says so that a thread is there no more.
+fn has_ended(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 impl Sum for Usage {
@@ -130,7 +135,20 @@ fn field(text: &str, name: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
+
+    #[test]
+    fn threads_that_end_meanwhile_are_left_out() {
+        thread::scope(|scope| {
+            let ended = scope.spawn(|| (0..2000).for_each(|_| drop(thread::spawn(|| {}).join())));
+            while !ended.is_finished() {
+                Usage::of(std::process::id()).unwrap();
+            }
+        });
+        Usage::of(u32::MAX).unwrap_err();
+    }
 
     #[test]
     fn what_a_thread_uses_is_counted() {
@@ -140,7 +158,7 @@ mod tests {
         for _ in 0..50 {
             let _ = fs::read("/proc/self/comm");
         }
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        thread::sleep(std::time::Duration::from_millis(1));
         let used = Usage::of_this_thread().unwrap() - before;
         assert!(used.cpu_ns > 1_000_000, "{used:?}");
         assert!(used.wake_ups >= 1, "{used:?}");
