@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::Name;
 
 use super::peer::{Peer, interest, is_for_now, listen};
+use super::run_dir::files;
 
 /// A request is shorter than this.
 const REQUEST_LIMIT: usize = 64 << 10;
@@ -90,6 +91,20 @@ pub struct State {
     pub phase: Phase,
     /// QEMU's pid, while it runs.
     pub pid: Option<u32>,
+    /// What there is to say of its NICs' links, by number.
+    #[serde(default)]
+    pub complaints: BTreeMap<usize, String>,
+}
+
+impl State {
+    /// What the supervisor says that watches over the guest in directory `dir`, if one does.
+    pub fn of(dir: &Path) -> Option<Self> {
+        let asked = Conversation::begin(&dir.join(files::CONTROL), &Request::State);
+        match asked.ok()?.next().ok()?? {
+            Answer::State(state) => Some(state),
+            _ => None,
+        }
+    }
 }
 
 /// What a guest does.

@@ -121,6 +121,11 @@ impl LinkWatch {
         told_alone(self.tenants.hear(BTreeSet::new(), ops));
     }
 
+    /// What there is to say of them, by the number of the NIC.
+    pub fn complaints(&self) -> &BTreeMap<usize, String> {
+        &self.complaints
+    }
+
     /// What to tell a person now that there is `complaint` about NIC `index`, or no more; nothing where that was said.
     pub fn news(&mut self, index: usize, complaint: Option<String>) -> Option<String> {
         let before = match &complaint {

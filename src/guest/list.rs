@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::GuestError;
-use super::control::{Answer, Conversation, Phase, Request, State};
+use super::control::{Phase, State};
 use super::nic::stats_socket;
-use super::run_dir::{GuestDir, files, read_failure, read_record};
+use super::run_dir::{GuestDir, read_failure, read_record};
 use super::stats::{self, QueueCounters};
 use super::supervisor::watch_all;
 use crate::cli::{HostArgs, ListArgs};
@@ -117,7 +117,7 @@ fn look(host: &HostArgs) -> Result<Vec<Guest>, GuestError> {
     let all: BTreeSet<&Name> = there.iter().chain(&defined).collect();
     let guest = |name: &Name| {
         let dir = GuestDir::of(&run_dir, name);
-        let state = state(&dir.join(files::CONTROL));
+        let state = State::of(&dir);
         let failure = read_failure(&dir);
         let record = records.get(name);
         let pid = state.as_ref().and_then(|state| state.pid);
@@ -153,15 +153,6 @@ fn look(host: &HostArgs) -> Result<Vec<Guest>, GuestError> {
         }
     };
     Ok(all.into_iter().map(guest).collect())
-}
-
-/// What the supervisor that listens at `socket` says, if there is one.
-fn state(socket: &std::path::Path) -> Option<State> {
-    let mut conversation = Conversation::begin(socket, &Request::State).ok()?;
-    match conversation.next().ok()?? {
-        Answer::State(state) => Some(state),
-        _ => None,
-    }
 }
 
 fn bytes(queues: &[QueueCounters], queue: &str) -> u64 {

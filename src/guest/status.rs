@@ -2,13 +2,14 @@
 //!
 //! Whatever the backends name is shown, so that a counter the backend gains is shown here too.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
 use super::GuestError;
+use super::control::State;
 use super::nic::stats_socket;
 use super::run_dir::{GuestDir, read_record};
 use super::stats::{self, QueueCounters, RefusedFrame};
@@ -120,7 +121,11 @@ impl GuestStatus {
         let mut networks = nics.values().map(|nic| &nic.network);
         let concerned = chosen.guests.contains(&name)
             || networks.any(|network| chosen.networks.contains(network));
-        concerned.then(|| Self {
+        if !concerned {
+            return None;
+        }
+        let mut complaints = State::of(&dir).map_or_else(BTreeMap::new, |state| state.complaints);
+        Some(Self {
             name,
             nics: nics
                 .into_iter()
@@ -130,7 +135,8 @@ impl GuestStatus {
                     let stats = answer.unwrap_or_default();
                     NicStatus {
                         tap: nic.link().clone(),
-                        complaint: nic.complaint(),
+                        // Of an ipvtap its supervisor alone can tell.
+                        complaint: complaints.remove(&index).or_else(|| nic.complaint()),
                         network: nic.network,
                         error,
                         queues: stats.queues,

@@ -307,6 +307,7 @@ impl Supervisor {
         State {
             phase,
             pid: machine.map(|machine| machine.process.pid()),
+            complaints: self.links.complaints().clone(),
         }
     }
 

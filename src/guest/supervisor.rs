@@ -16,7 +16,7 @@ use rustix::process::{Signal, setsid};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use super::GuestError;
-use super::control::{Conversation, Outcome, Request};
+use super::control::{Outcome, State};
 use super::guarded::Guarded;
 use super::launch::{adopt, clean, clean_but_logs, launch};
 use super::machine::Machine;
@@ -230,9 +230,7 @@ pub fn watch_all(host: &HostArgs) -> Result<(), GuestError> {
 
 /// Whether somebody answers commands in a guest's directory: one that is about to end does not any more.
 pub fn is_watched(dir: &Path) -> bool {
-    let asked = Conversation::begin(&dir.join(files::CONTROL), &Request::State);
-    let answer = asked.and_then(|mut asked| asked.next());
-    answer.is_ok_and(|answer| answer.is_some())
+    State::of(dir).is_some()
 }
 
 /// `ringtap supervise`: starts a guest, or takes it over, and watches over it until it ends.
