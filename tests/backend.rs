@@ -3,17 +3,20 @@
 
 mod support;
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use support::driver::{DriverRing, MEMORY, guest_memory};
-use support::front_end::{Events, wait_for};
+use support::driver::{DriverRing, MEMORY, USER_BASE, guest_memory};
+use support::front_end::{Events, mem_region, vring_addr, wait_for};
 use support::netns::{BOUND, bounded, wait};
 use support::served::{
-    BROADCAST, Backend, GUEST_MAC, PROTOCOL_FEATURES, RINGTAP, VERSION_1, World, refusal_of,
+    BROADCAST, Backend, GUEST_MAC, Guest, PROTOCOL_FEATURES, RINGTAP, VERSION_1, World, refusal_of,
     test_frame,
 };
 use support::wire::Wire;
@@ -140,6 +143,78 @@ fn memory_that_is_cut_short_ends_one_process_with_a_word() {
     let said = std::fs::read_to_string(&log).unwrap();
     assert!(said.contains("of a file of 0"), "{said}");
     drop(backend);
+}
+
+/// By the process that serves guests, with all the limits that it has: and afterwards it serves the next as if nothing had been.
+#[test]
+fn no_game_with_memory_and_rings_ends_the_backend() {
+    const PAGE: u64 = 4096;
+    let world = World::new();
+    let backend = world.serve("--tap t0");
+    let wire = world.bridged("t0", "t0");
+    let (memory, file) = guest_memory();
+    let front_end = world.connect();
+    front_end.u64(Req::SET_PROTOCOL_FEATURES, 1 << 3 | 1 << 15); // REPLY_ACK, CONFIGURE_MEM_SLOTS
+    front_end.u64(Req::SET_FEATURES, VERSION_1 | PROTOCOL_FEATURES);
+    let slot = |slot: u64| mem_region([slot * PAGE, PAGE, USER_BASE + slot * PAGE, 0]);
+    let adds =
+        |slot: &[u8], fd: &dyn AsRawFd| front_end.acknowledged(Req::ADD_MEM_REG, slot, &[fd]) == 0;
+
+    let path = world.path("memory");
+    std::fs::write(&path, [0; PAGE as usize]).unwrap();
+    let read_only = File::open(&path).unwrap();
+    let no_memory: [(&str, &dyn AsRawFd); 6] = [
+        ("a socket", &UnixStream::pair().unwrap().0),
+        ("a pipe", &std::io::pipe().unwrap().0),
+        ("an eventfd", &Events::new().kick),
+        ("a device", &File::open("/dev/zero").unwrap()),
+        ("a directory", &File::open("/").unwrap()),
+        ("a file that can't be written", &read_only),
+    ];
+    for (what, fd) in no_memory {
+        assert!(!adds(&slot(0), fd), "{what}");
+    }
+
+    let most = front_end.get_u64(Req::GET_MAX_MEM_SLOTS);
+    let added = (0..2000).filter(|it| adds(&slot(*it), &file)).count() as u64;
+    assert_eq!(added, most);
+    let removed = front_end.acknowledged(Req::REM_MEM_REG, &slot(1), &[]);
+    assert_eq!(removed, 0);
+    assert!(adds(&slot(3000), &file), "there is a place again");
+
+    let event = Events::new();
+    let ring = DriverRing::new(memory.mem(), 0, 64);
+    // The field at such a place in the message, which has the descriptors' first, then the used and the available ring's.
+    let moved = |field: usize, change: u64| {
+        let mut body = vring_addr(0, &ring);
+        let address: [u8; 8] = body[field..field + 8].try_into().unwrap();
+        let address = u64::from_ne_bytes(address).wrapping_add(change);
+        body[field..field + 8].copy_from_slice(&address.to_ne_bytes());
+        body
+    };
+    let before_the_end = 0u64.wrapping_sub(USER_BASE + 16);
+    for (field, change) in [(8, 1 << 40), (16, 1 << 63), (24, before_the_end)] {
+        front_end.state(Req::SET_VRING_NUM, 0, 64);
+        front_end.acknowledged(Req::SET_VRING_ADDR, &moved(field, change), &[]);
+        let kick = 0u64.to_ne_bytes();
+        let started = front_end.acknowledged(Req::SET_VRING_KICK, &kick, &[&event.kick]);
+        assert_ne!(started, 0, "{field} {change:#x}");
+    }
+    drop(front_end);
+    for (field, change) in [(8, 8), (16, 1), (24, 1)] {
+        let front_end = world.connect();
+        front_end.send(Req::SET_VRING_ADDR, 0, &moved(field, change), &[]);
+        let answer = front_end.reply(Req::SET_VRING_ADDR);
+        assert!(answer.is_none(), "{field} {change}: the session ends");
+    }
+
+    let memory = (memory, file);
+    let mut guest = Guest::start(world.connect(), &memory, 1);
+    let frame = broadcast(1);
+    guest.send(0, &frame);
+    wire.expect(&frame[12..]);
+    drop(guest);
+    assert_eq!(backend.end(), Some(0));
 }
 
 #[test]

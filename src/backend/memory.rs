@@ -195,7 +195,7 @@ impl GuestMemory {
     /// # Errors
     /// See [`MemoryError`]; nothing stays mapped then.
     pub fn map(
-        regions: &[(Region, File)],
+        regions: &[(Region, Arc<File>)],
         log: Option<&Arc<DirtyLog>>,
     ) -> Result<Self, MemoryError> {
         let mut mappings = Vec::with_capacity(regions.len());
@@ -240,13 +240,12 @@ impl GuestMemory {
 fn map_region(
     index: usize,
     region: &Region,
-    file: &File,
+    file: &Arc<File>,
     log: Option<&Arc<DirtyLog>>,
 ) -> Result<(MmapRegion, GuestRegionMmap<RegionLog>), MemoryError> {
     let needed = region.file_len().ok_or(MemoryError::Bounds(index))?;
     let failed = |cause: io::Error| MemoryError::Map { index, cause };
-    let file = file.try_clone().map_err(failed)?;
-    let size = file_len(&file).map_err(failed)?;
+    let size = file_len(file).map_err(failed)?;
     if needed > size {
         return Err(MemoryError::Truncated {
             index,
@@ -254,8 +253,9 @@ fn map_region(
             size,
         });
     }
-    let mapping: MmapRegion = MmapRegion::from_file(FileOffset::new(file, 0), needed as usize)
-        .map_err(|cause| failed(io::Error::other(cause)))?;
+    let mapping: MmapRegion =
+        MmapRegion::from_file(FileOffset::from_arc(Arc::clone(file), 0), needed as usize)
+            .map_err(|cause| failed(io::Error::other(cause)))?;
     // SAFETY: the range [offset, offset + size) lies within `mapping`, which is `needed` bytes long, and
     // `mapping` is kept in GuestMemory for as long as the region is, unmoved by being stored (it owns an address).
     let part = unsafe {
@@ -303,7 +303,7 @@ mod tests {
         backing.write_all(&[b'x'; 2 * PAGE as usize]).unwrap();
         backing.write_all(b"here").unwrap();
         let shared = region(0x10000, PAGE, 0x7000_0000, 2 * PAGE);
-        let memory = GuestMemory::map(&[(shared, backing)], None).unwrap();
+        let memory = GuestMemory::map(&[(shared, backing.into())], None).unwrap();
         let mut read = [0; 4];
         memory
             .mem()
@@ -316,7 +316,8 @@ mod tests {
     fn front_end_addresses_translate_within_their_region_only() {
         let low = region(0, PAGE, 0x7000_0000, 0);
         let high = region(0x10_0000, PAGE, 0x9000_0000, 0);
-        let memory = GuestMemory::map(&[(high, file(1)), (low, file(1))], None).unwrap();
+        let memory =
+            GuestMemory::map(&[(high, file(1).into()), (low, file(1).into())], None).unwrap();
         assert_eq!(memory.translate(0x7000_0010), Some(GuestAddress(0x10)));
         assert_eq!(memory.translate(0x9000_0fff), Some(GuestAddress(0x10_0fff)));
         assert_eq!(memory.translate(0x7000_1000), None);
@@ -326,7 +327,7 @@ mod tests {
     #[test]
     fn a_file_too_short_for_its_region_is_refused() {
         let shared = region(0, 2 * PAGE, 0, 0);
-        let refused = GuestMemory::map(&[(shared, file(1))], None);
+        let refused = GuestMemory::map(&[(shared, file(1).into())], None);
         assert!(
             matches!(refused, Err(MemoryError::Truncated { .. })),
             "{refused:?}"
@@ -337,17 +338,17 @@ mod tests {
     fn empty_wrapping_and_overlapping_regions_are_refused() {
         let empty = region(0, 0, 0, 0);
         assert!(matches!(
-            GuestMemory::map(&[(empty, file(1))], None),
+            GuestMemory::map(&[(empty, file(1).into())], None),
             Err(MemoryError::Bounds(0))
         ));
         let wraps = region(u64::MAX, PAGE, 0, 0);
         assert!(matches!(
-            GuestMemory::map(&[(wraps, file(1))], None),
+            GuestMemory::map(&[(wraps, file(1).into())], None),
             Err(MemoryError::Bounds(0))
         ));
         let a = region(0, 2 * PAGE, 0, 0);
         let b = region(PAGE, PAGE, 0x9000_0000, 0);
-        let overlap = GuestMemory::map(&[(a, file(2)), (b, file(1))], None);
+        let overlap = GuestMemory::map(&[(a, file(2).into()), (b, file(1).into())], None);
         assert!(
             matches!(overlap, Err(MemoryError::Overlap(_))),
             "{overlap:?}"
@@ -358,6 +359,6 @@ mod tests {
     fn a_descriptor_that_is_no_memory_is_refused() {
         let shared = region(0, PAGE, 0, 0);
         let socket: std::os::fd::OwnedFd = std::os::unix::net::UnixStream::pair().unwrap().0.into();
-        assert!(GuestMemory::map(&[(shared, socket.into())], None).is_err());
+        assert!(GuestMemory::map(&[(shared, File::from(socket).into())], None).is_err());
     }
 }

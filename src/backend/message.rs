@@ -9,6 +9,7 @@ use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags};
@@ -78,7 +79,7 @@ pub enum Request {
     /// RESET_OWNER
     ResetOwner,
     /// SET_MEM_TABLE: regions, each with its file
-    SetMemTable(Vec<(Region, File)>),
+    SetMemTable(Vec<(Region, Arc<File>)>),
     /// SET_VRING_NUM: ring, size in descriptors
     SetVringNum(u32, u32),
     /// SET_VRING_ADDR
@@ -112,7 +113,7 @@ pub enum Request {
     /// GET_MAX_MEM_SLOTS
     GetMaxMemSlots,
     /// ADD_MEM_REG
-    AddMemReg(Region, File),
+    AddMemReg(Region, Arc<File>),
     /// REM_MEM_REG
     RemMemReg(Region),
     /// GET_CONFIG: which bytes of the configuration space
@@ -303,7 +304,7 @@ fn parse(code: FrontendReq, body: &[u8], fds: Vec<OwnedFd>) -> Option<Request> {
         }
         Req::SET_LOG_FD => Request::SetLogFd,
         Req::GET_MAX_MEM_SLOTS => Request::GetMaxMemSlots,
-        Req::ADD_MEM_REG => Request::AddMemReg(single_region(body)?, only(fds)?.into()),
+        Req::ADD_MEM_REG => Request::AddMemReg(single_region(body)?, Arc::new(only(fds)?.into())),
         Req::REM_MEM_REG => Request::RemMemReg(single_region(body)?), // some send the file again
         Req::GET_CONFIG => Request::GetConfig(config_range(body)?),
         other => Request::Unsupported(other),
@@ -377,7 +378,7 @@ fn only(fds: Vec<OwnedFd>) -> Option<OwnedFd> {
     (fds.len() == 1).then(|| fds.into_iter().next())?
 }
 
-fn memory_table(body: &[u8], fds: Vec<OwnedFd>) -> Option<Vec<(Region, File)>> {
+fn memory_table(body: &[u8], fds: Vec<OwnedFd>) -> Option<Vec<(Region, Arc<File>)>> {
     let (head, regions) = body.split_at_checked(size_of::<VhostUserMemory>())?;
     let count = exact::<VhostUserMemory>(head)?.num_regions as usize;
     let mut regions = regions.chunks(size_of::<VhostUserMemoryRegion>());
@@ -387,7 +388,7 @@ fn memory_table(body: &[u8], fds: Vec<OwnedFd>) -> Option<Vec<(Region, File)>> {
     fds.into_iter()
         .map(|fd| {
             let sent = exact::<VhostUserMemoryRegion>(regions.next()?)?;
-            Some((region(&sent), File::from(fd)))
+            Some((region(&sent), Arc::new(File::from(fd))))
         })
         .collect()
 }

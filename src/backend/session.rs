@@ -139,7 +139,7 @@ pub struct Device {
     /// What GET_FEATURES answers.
     offered: Features,
     /// The memory table, and its files for when it changes.
-    regions: Vec<(Region, File)>,
+    regions: Vec<(Region, Arc<File>)>,
     memory: Option<Arc<GuestMemory>>,
     /// Where written pages are to be marked, while LOG_ALL is accepted.
     log: Option<Arc<DirtyLog>>,
@@ -390,7 +390,7 @@ impl Device {
     }
 
     /// QEMU adds and removes each region once for every pair, so what is there or gone already is as it should be.
-    fn add_region(&mut self, region: Region, file: File) -> Result<(), RequestError> {
+    fn add_region(&mut self, region: Region, file: Arc<File>) -> Result<(), RequestError> {
         if self.has_region(&region) {
             return Ok(());
         }
@@ -407,13 +407,9 @@ impl Device {
     /// Changes the memory table; as it was where the new one can't be mapped.
     fn change_memory(
         &mut self,
-        change: impl FnOnce(&mut Vec<(Region, File)>),
+        change: impl FnOnce(&mut Vec<(Region, Arc<File>)>),
     ) -> Result<(), RequestError> {
-        let before = self
-            .regions
-            .iter()
-            .map(|(region, file)| Ok((*region, file.try_clone()?)))
-            .collect::<io::Result<_>>()?;
+        let before = self.regions.clone();
         change(&mut self.regions);
         self.map_memory().inspect_err(|_| self.regions = before)
     }

@@ -120,7 +120,7 @@ fn memory() -> &'static (Arc<GuestMemory>, File) {
             offset: 0,
         };
         let shared = file.try_clone().expect("a descriptor");
-        let memory = GuestMemory::map(&[(region, file)], None).expect("a mapping");
+        let memory = GuestMemory::map(&[(region, Arc::new(file))], None).expect("a mapping");
         (Arc::new(memory), shared)
     })
 }

@@ -38,7 +38,7 @@ pub fn guest_memory() -> (Arc<GuestMemory>, File) {
     };
     let shared = file.try_clone().unwrap();
     (
-        Arc::new(GuestMemory::map(&[(region, file)], None).unwrap()),
+        Arc::new(GuestMemory::map(&[(region, Arc::new(file))], None).unwrap()),
         shared,
     )
 }
