@@ -14,6 +14,7 @@ use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use support::front_end::wait_for;
 use support::netns::{BOUND, Netns, bounded, until, wait};
 
 /// A user that nobody has.
@@ -86,18 +87,23 @@ impl Backend {
 
     /// What system call `number` gives to the process; the signal that it dies of if that is what it gets.
     fn attempt(&self, number: libc::c_long, arguments: [u64; 4]) -> Result<i64, Signal> {
+        const SYSCALL: i64 = 0x050f;
         let pid = self.pid();
-        ptrace::seize(pid, ptrace::Options::empty()).unwrap();
-        ptrace::interrupt(pid).unwrap();
-        stopped(pid).unwrap();
-        // It was asleep in a system call, whose instruction of two bytes lies behind it.
-        let was = ptrace::getregs(pid).unwrap();
+        // Once it is asleep in a system call, the instruction for that, of two bytes, lies behind it.
+        let was = wait_for("its sleep", || {
+            ptrace::seize(pid, ptrace::Options::empty()).unwrap();
+            ptrace::interrupt(pid).unwrap();
+            stopped(pid).unwrap();
+            let regs = ptrace::getregs(pid).unwrap();
+            let behind = ptrace::read(pid, (regs.rip - 2) as *mut _).unwrap();
+            if behind & 0xffff == SYSCALL {
+                return Some(regs);
+            }
+            ptrace::detach(pid, None).unwrap();
+            None
+        });
         let mut regs = was;
         regs.rip -= 2;
-        assert_eq!(
-            ptrace::read(pid, regs.rip as *mut _).unwrap() & 0xffff,
-            0x050f
-        );
         regs.rax = number as u64;
         regs.orig_rax = u64::MAX; // nothing that is to be restarted
         [regs.rdi, regs.rsi, regs.rdx, regs.r10] = arguments;
