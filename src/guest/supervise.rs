@@ -36,6 +36,7 @@ use super::process::{Ended, GRACE, last_line};
 use super::run_dir::{GuestDir, files};
 use crate::cli;
 use crate::log;
+use crate::network::apply::execute::absent_is_fine;
 use crate::network::port::Found;
 use crate::report::causes;
 use crate::signals::EndRequests;
@@ -606,7 +607,7 @@ impl Supervisor {
     /// Has QEMU's log begin anew once it has grown, as ringtap's own do.
     fn limit_log(&self) {
         let path = self.guarded.dir.file(files::QEMU_LOG);
-        if let Err(error) = log::begin_anew_if_grown(&path) {
+        if let Err(error) = absent_is_fine(log::begin_anew_if_grown(&path)) {
             tracing::warn!("{}: {error}", path.display());
         }
     }
