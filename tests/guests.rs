@@ -89,8 +89,11 @@ fn a_terminal_is_the_guests_but_for_one_key() {
     drop(world.console());
     let mut person = support::terminal::Person::start(world.lab.ringtap("console web1"));
     person.wait_for("tiny: ready");
-    person.types("sleep 1000\r");
-    person.types("\x03"); // Ctrl-C
+    // Ctrl-C is for what runs in the foreground, so that has to be there first: a shell that is
+    // still on its way to it would ignore the key.
+    person.types("sh -c 'echo it-\"\"runs; sleep 1000'\r");
+    person.wait_for("it-runs");
+    person.types("\x03");
     person.types("echo still-''here\r");
     person.wait_for("still-here");
     assert!(person.has_raw_terminal());
