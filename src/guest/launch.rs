@@ -63,7 +63,7 @@ impl Relaunch {
         let guest = config.guest(&self.name)?;
         let of_guest = |cause| of_guest(guest, cause);
         let accel = KvmSupport::probe().choose(guest.accel)?;
-        if accel == Accelerator::Tcg {
+        if accel == Accelerator::Tcg && guest.accel == Accel::Auto {
             tracing::warn!(
                 "guest {}: no usable KVM, QEMU translates (accel tcg)",
                 guest.name
