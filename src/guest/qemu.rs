@@ -152,6 +152,7 @@ pub fn argv(guest: &Guest, parts: &Parts<'_>) -> Vec<OsString> {
     }
     args.screen(guest.vnc);
     args.sockets(parts.sockets);
+    args.randomness();
     args.0.extend(guest.qemu_args.iter().map(OsString::from));
     args.0
 }
@@ -388,6 +389,14 @@ impl Args {
                 self.option("-device", device);
             }
         }
+    }
+
+    /// What firmware and kernels draw keys and numbers from; QEMU's own source is the host's getrandom. A CPU that QEMU
+    /// translates has no instruction for it, and without either OVMF (since 2024) does not so much as ask for an address.
+    /// Its place is away from those that are given in order, of which another device's name in the guest may depend.
+    fn randomness(&mut self) {
+        self.option("-object", "rng-builtin,id=rng");
+        self.option("-device", "virtio-rng-pci,rng=rng,addr=0x1e");
     }
 
     /// The supervisor listens to what these say.
