@@ -43,6 +43,8 @@ fn a_guest_is_started_listed_used_and_stopped() {
         (&"default".into(), &1.into())
     );
     assert_eq!(nic["addresses"], serde_json::json!([ADDRESS]));
+    assert_eq!(web1["pid"], world.lab.pids(&QEMU)[0]);
+    assert_eq!(nic["backend"], world.lab.pids(&BACKEND)[0]);
     assert!(nic["rx_bytes"].as_u64() > Some(1000), "{nic}");
     assert!(nic["tx_bytes"].as_u64() > Some(1000), "{nic}");
     let mut files = 0;

@@ -91,6 +91,9 @@ pub struct State {
     pub phase: Phase,
     /// QEMU's pid, while it runs.
     pub pid: Option<u32>,
+    /// Its NICs' backends' pids, by the NIC's number.
+    #[serde(default)]
+    pub backends: BTreeMap<usize, u32>,
     /// What there is to say of its NICs' links, by number.
     #[serde(default)]
     pub complaints: BTreeMap<usize, String>,

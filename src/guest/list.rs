@@ -91,6 +91,8 @@ struct Nic {
     link: IfName,
     mac: MacAddr,
     queue_pairs: QueuePairs,
+    /// Its backend's pid.
+    backend: Option<u32>,
     addresses: BTreeSet<IpAddr>,
     /// Bytes that the guest has received since the backend was started.
     rx_bytes: u64,
@@ -144,6 +146,9 @@ fn look(host: &HostArgs) -> Result<Vec<Guest>, GuestError> {
                         link: nic.link().clone(),
                         mac: nic.mac,
                         queue_pairs: nic.queue_pairs,
+                        backend: state
+                            .as_ref()
+                            .and_then(|it| it.backends.get(index).copied()),
                         addresses: &nic.addresses(&addresses) | &told.addresses,
                         rx_bytes: bytes(&told.queues, "receiveq"),
                         tx_bytes: bytes(&told.queues, "transmitq"),

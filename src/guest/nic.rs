@@ -425,6 +425,11 @@ impl HostNic {
         &mut self.backend
     }
 
+    /// Its pid, while it is not known to have ended.
+    pub fn backend_pid(&self) -> Option<u32> {
+        self.runs().then(|| self.backend.pid())
+    }
+
     /// Whether that is not known to have ended.
     pub fn runs(&self) -> bool {
         self.backend.runs()

@@ -239,7 +239,9 @@ impl Args {
         let (memory, accel) = (guest.memory.bytes(), parts.accel);
         self.0
             .extend(["-nodefaults", "-no-user-config"].map(OsString::from));
-        self.option("-name", format!("guest={0},process=qemu-{0}", guest.name));
+        // With debug-threads each thread has a name of its own, so that `top -H` tells a vCPU from what works for it.
+        let name = format!("guest={0},process=qemu-{0},debug-threads=on", guest.name);
+        self.option("-name", name);
         let mut machine = "q35,memory-backend=memory".to_owned();
         if let Some([code, variables]) = parts.files.firmware {
             self.add_fd(code);

@@ -305,9 +305,13 @@ impl Supervisor {
             (Some(_), Some(_)) => Phase::Stopping,
             (Some(_), None) => Phase::Running,
         };
+        let backends = self.guarded.nics.iter();
         State {
             phase,
             pid: machine.map(|machine| machine.process.pid()),
+            backends: backends
+                .filter_map(|(index, nic)| Some((*index, nic.backend_pid()?)))
+                .collect(),
             complaints: self.links.complaints().clone(),
         }
     }
