@@ -188,10 +188,10 @@ impl Guests {
         }
         for (from, way) in ways {
             let load = serde_json::json!({ "paced": { "from": from } });
-            let cpu = |it: &Value| Some(it["cpu_ns"].as_f64()? / it["bytes"].as_f64()?);
+            let cpu = |it: &Value| Some(it["device_ns"].as_f64()? / it["bytes"].as_f64()?);
             goals.push(Goal {
                 work: "iperf3",
-                ratio: format!("{way}, 100 kpps, the host's CPU a packet / with QEMU's tap"),
+                ratio: format!("{way}, 100 kpps, the device's CPU a packet / with QEMU's tap"),
                 bound: Bound::AtMost(1.0),
                 measured: compared(&load, 1, &cpu),
             });

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::iter::Sum;
 use std::ops::Sub;
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -24,8 +25,23 @@ impl Usage {
     /// # Errors
     /// It has ended, or the kernel does not tell (CONFIG_SCHED_INFO, CONFIG_TASK_IO_ACCOUNTING).
     pub fn of(pid: u32) -> io::Result<Self> {
+        Self::of_threads(pid, |_| true)
+    }
+
+    /// That of those threads of process `pid` whose name is `wanted`, without any that end meanwhile.
+    ///
+    /// # Errors
+    /// As for [`Self::of`].
+    pub fn of_threads(pid: u32, mut wanted: impl FnMut(&str) -> bool) -> io::Result<Self> {
         let threads = fs::read_dir(format!("/proc/{pid}/task"))?;
-        let used = threads.map(|thread| Self::of_task(&thread?.path().to_string_lossy()));
+        let mut of_thread = |path: &Path| {
+            let name = fs::read_to_string(path.join("comm"))?;
+            match wanted(name.trim_end()) {
+                true => Self::of_task(&path.to_string_lossy()),
+                false => Ok(Self::default()),
+            }
+        };
+        let used = threads.map(|thread| of_thread(&thread?.path()));
         used.filter(|used| !used.as_ref().is_err_and(has_ended))
             .sum()
     }
@@ -148,6 +164,29 @@ mod tests {
             }
         });
         Usage::of(u32::MAX).unwrap_err();
+    }
+
+    #[test]
+    fn threads_are_chosen_by_their_names() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let busy = thread::Builder::new().name("CPU 0/BUSY".to_owned());
+        let busy = busy.spawn(move || {
+            let until = std::time::Instant::now() + std::time::Duration::from_millis(30);
+            while std::time::Instant::now() < until {}
+            tell.send(Usage::of_this_thread().unwrap()).unwrap();
+            let _ = ended.recv(); // a thread that has ended takes what it used with it
+        });
+        let its = told.recv().unwrap();
+        let of = |is: fn(&str) -> bool| Usage::of_threads(std::process::id(), is).unwrap();
+        let found = of(|name| name == "CPU 0/BUSY");
+        assert!(
+            found.cpu_ns >= its.cpu_ns && its.cpu_ns > 10_000_000,
+            "{found:?} {its:?}"
+        );
+        assert_eq!(of(|_| false), Usage::default());
+        drop(end);
+        busy.unwrap().join().unwrap();
     }
 
     #[test]

@@ -1,15 +1,14 @@
 //! What a guest is measured by: iperf3, whose server it runs, and pings.
 
 use std::io;
-use std::net::IpAddr;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::GuestBenchError;
 use super::ping;
+use super::{GuestBenchError, Subject};
 use crate::bench::cpu;
 use crate::bench::sample::{Latency, Times};
 use crate::signals::end_is_asked;
@@ -74,6 +73,8 @@ pub struct Measured {
     pub bytes: f64,
     /// Nanoseconds of CPU that the whole host was busy meanwhile.
     pub cpu_ns: u64,
+    /// Nanoseconds of CPU of what moves the NIC's frames, without the guest's own CPUs; none where they can't be told apart.
+    pub device_ns: Option<u64>,
     /// How long pings took.
     pub latency: Option<Latency>,
 }
@@ -110,20 +111,45 @@ impl Load {
         }
     }
 
-    /// Loads the guest at `address` for `span`.
+    /// Loads `subject` for `span`.
     ///
     /// # Errors
     /// See [`GuestBenchError`].
-    pub fn sample(self, address: IpAddr, span: Duration) -> Result<Measured, GuestBenchError> {
+    pub fn sample(self, subject: &Subject, span: Duration) -> Result<Measured, GuestBenchError> {
         match self {
             Self::Tcp { from, streams } => {
                 let streams = streams.to_string();
-                iperf(address, span, from, &["--parallel", &streams])
+                iperf(subject, span, from, &["--parallel", &streams])
             }
-            Self::Udp { from } => udp(address, span, from, 0),
-            Self::Paced { from } => udp(address, span, from, PACE * UDP_BYTES * 8),
-            Self::Ping => ping(address, span),
+            Self::Udp { from } => udp(subject, span, from, 0),
+            Self::Paced { from } => udp(subject, span, from, PACE * UDP_BYTES * 8),
+            Self::Ping => ping(subject, span),
         }
+    }
+}
+
+/// CPU that was used up to some moment.
+struct Used {
+    machine: u64,
+    device: Option<u64>,
+}
+
+impl Used {
+    fn so_far(subject: &Subject) -> io::Result<Self> {
+        Ok(Self {
+            machine: cpu::of_machine()?,
+            device: subject.device.cpu()?,
+        })
+    }
+
+    /// What has been used since, of the machine and of the device.
+    fn since(&self, subject: &Subject) -> io::Result<(u64, Option<u64>)> {
+        let now = Self::so_far(subject)?;
+        let device = now.device.zip(self.device);
+        Ok((
+            now.machine.saturating_sub(self.machine),
+            device.map(|(now, before)| now.saturating_sub(before)),
+        ))
     }
 }
 
@@ -132,18 +158,24 @@ impl Measured {
     pub fn cpu_a_packet(&self) -> f64 {
         self.cpu_ns as f64 * f64::from(UDP_BYTES) / self.bytes
     }
+
+    /// Likewise, of what moves its frames alone; not a number where that is not known.
+    pub fn device_a_packet(&self) -> f64 {
+        let device_ns = self.device_ns.map_or(f64::NAN, |ns| ns as f64);
+        device_ns * f64::from(UDP_BYTES) / self.bytes
+    }
 }
 
 /// UDP of so many bits a second, or as many as go where that is 0.
 fn udp(
-    address: IpAddr,
+    subject: &Subject,
     span: Duration,
     from: From,
     bits: u32,
 ) -> Result<Measured, GuestBenchError> {
     let (bits, bytes) = (bits.to_string(), UDP_BYTES.to_string());
     let words = ["--udp", "--bitrate", &bits, "--length", &bytes];
-    iperf(address, span, from, &words)
+    iperf(subject, span, from, &words)
 }
 
 /// What of iperf3's report is used.
@@ -172,7 +204,7 @@ struct Sum {
 }
 
 fn iperf(
-    address: IpAddr,
+    subject: &Subject,
     span: Duration,
     from: From,
     words: &[&str],
@@ -181,7 +213,7 @@ fn iperf(
     let seconds = span.as_secs_f64().ceil().to_string();
     command.args([
         "--client",
-        &address.to_string(),
+        &subject.address.to_string(),
         "--time",
         &seconds,
         "--json",
@@ -194,11 +226,17 @@ fn iperf(
     let end = Instant::now() + BETWEEN;
     loop {
         // Of a try that fails nothing is counted.
-        let busy = cpu::of_machine()?;
+        let used = Used::so_far(subject)?;
         let done = command.output()?;
-        let cpu_ns = cpu::of_machine()?.saturating_sub(busy);
+        let (cpu_ns, device_ns) = used.since(subject)?;
         let why = match read(&done.stdout, words.contains(&"--udp")) {
-            Ok(measured) => return Ok(Measured { cpu_ns, ..measured }),
+            Ok(measured) => {
+                return Ok(Measured {
+                    cpu_ns,
+                    device_ns,
+                    ..measured
+                });
+            }
             Err(why) if why.is_empty() => String::from_utf8_lossy(&done.stderr).trim().to_owned(),
             Err(why) => why,
         };
@@ -243,15 +281,16 @@ fn read(json: &[u8], is_udp: bool) -> Result<Measured, String> {
         lost,
         retransmits: sum_sent.and_then(|it| it.retransmits).unwrap_or(0),
         cpu_ns: 0,
+        device_ns: None,
         latency: None,
     })
 }
 
-fn ping(address: IpAddr, span: Duration) -> Result<Measured, GuestBenchError> {
-    let mut socket = ping::Pinger::to(address)?;
+fn ping(subject: &Subject, span: Duration) -> Result<Measured, GuestBenchError> {
+    let mut socket = ping::Pinger::to(subject.address)?;
     let mut times = Times::new();
     let (mut sent, mut lost) = (0u64, 0u64);
-    let (start, busy) = (Instant::now(), cpu::of_machine()?);
+    let (start, used) = (Instant::now(), Used::so_far(subject)?);
     while start.elapsed() < span && !end_is_asked() {
         sent += 1;
         match socket.ask(LOST)? {
@@ -262,12 +301,14 @@ fn ping(address: IpAddr, span: Duration) -> Result<Measured, GuestBenchError> {
     if lost == sent {
         return Err(io::Error::from(io::ErrorKind::TimedOut).into());
     }
+    let (cpu_ns, device_ns) = used.since(subject)?;
     Ok(Measured {
         bits_per_second: 0.0,
         bytes: 0.0,
         lost: lost as f64 / sent as f64,
         retransmits: 0,
-        cpu_ns: cpu::of_machine()?.saturating_sub(busy),
+        cpu_ns,
+        device_ns,
         latency: Some(times.latency()),
     })
 }

@@ -5,6 +5,7 @@
 //! measured by the NIC by which the host reaches them. This drives ringtap by its command line, as a person would; `load` is
 //! what is measured.
 
+mod device;
 mod load;
 mod ping;
 mod report;
@@ -30,6 +31,7 @@ use crate::report::causes;
 use crate::signals::end_is_asked;
 use crate::types::{Name, QueuePairs};
 
+use device::Device;
 use load::Load;
 use report::{Chapter, Report};
 use world::{Back, World};
@@ -135,6 +137,7 @@ pub enum GuestBenchError {
 pub struct Subject {
     name: String,
     address: IpAddr,
+    device: Device,
 }
 
 /// `ringtap bench guest`. Exit code 1 where something could not be measured.
@@ -215,7 +218,7 @@ fn chapters(
         pairs: of.map(|(_, pairs)| pairs),
         load,
         subjects: turns.take(&load.title(), subjects, name, |subject| {
-            load.sample(subject.address, span)
+            load.sample(subject, span)
         }),
     };
     Load::all(command.streams).map(chapter).into()

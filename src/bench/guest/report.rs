@@ -48,6 +48,14 @@ impl Findings for Report {
             |cpu| format!("{cpu:.2} s/GB"),
         );
         page.chart("CPU a GB, of the whole host, guest and all", &bars(&cpu));
+        let device = self.groups(
+            |it| it.device_ns.map_or(f64::NAN, |ns| ns as f64 / it.bytes),
+            |cpu| format!("{cpu:.2} s/GB"),
+        );
+        page.chart(
+            "CPU a GB, of what moves the frames alone: the backend, and QEMU without the guest's CPUs",
+            &bars(&device),
+        );
         page.section("pings");
         for chapter in self.chapters.iter().filter(|it| it.load == Load::Ping) {
             let subjects = chapter.subjects.iter().enumerate();
@@ -71,12 +79,13 @@ impl Findings for Report {
 }
 
 impl Report {
-    /// A group of bars for each load of iperf3's.
+    /// A group of bars for each load of iperf3's; what has no value has no bar.
     fn groups(&self, value: impl Fn(&Measured) -> f64, text: impl Fn(f64) -> String) -> Vec<Group> {
         let group = |chapter: &Chapter| {
             let subjects = chapter.subjects.iter().enumerate();
             let bars = subjects.filter_map(|(colour, it)| {
-                Bar::of(&it.name, colour, it.samples.iter().map(&value), &text)
+                let values = it.samples.iter().map(&value);
+                Bar::of(&it.name, colour, values.filter(|it| it.is_finite()), &text)
             });
             Group {
                 title: chapter.title(),
@@ -113,7 +122,9 @@ impl Chapter {
         let columns: &[&str] = match self.load {
             Load::Ping => &["p50 us", "p99 us", "p99.9 us", "lost %", "ratio"],
             Load::Tcp { .. } => &["Gbit/s", "CPU s/GB", "again", "ratio"],
-            Load::Udp { .. } | Load::Paced { .. } => &["Gbit/s", "CPU us/p", "lost %", "ratio"],
+            Load::Udp { .. } | Load::Paced { .. } => {
+                &["Gbit/s", "CPU us/p", "device us/p", "lost %", "ratio"]
+            }
         };
         Table {
             title: self.title(),
@@ -142,18 +153,19 @@ impl Chapter {
                 of(&|it| it.retransmits as f64, 0),
             ],
             Load::Udp { .. } | Load::Paced { .. } => {
-                vec![gigabits, of(&|it| it.cpu_a_packet() / 1e3, 2), lost]
+                let cpu = of(&|it| it.cpu_a_packet() / 1e3, 2);
+                vec![gigabits, cpu, of(&|it| it.device_a_packet() / 1e3, 2), lost]
             }
         };
         cells.push(ratio.map_or_else(String::new, |it| number(it, 2)));
         cells
     }
 
-    /// The figure by which subjects are compared: a rate, a time of most pings, or, at a fixed rate, CPU.
+    /// The figure by which subjects are compared: a rate, a time of most pings, or, at a fixed rate, the device's CPU.
     fn value(&self, subject: &Samples<Measured>) -> Option<f64> {
         subject.median(|it| match self.load {
             Load::Ping => it.latency.map_or(f64::NAN, |it| it.p50 as f64),
-            Load::Paced { .. } => it.cpu_a_packet(),
+            Load::Paced { .. } => it.device_a_packet(),
             Load::Tcp { .. } | Load::Udp { .. } => it.bits_per_second,
         })
     }

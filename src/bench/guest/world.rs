@@ -15,13 +15,16 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use super::ping::Pinger;
-use super::{GuestBenchError, NetworkMode, Subject};
+use super::{Device, GuestBenchError, NetworkMode, Subject};
 use crate::bench::link;
 use crate::bench::setting::Origin;
 use crate::cli::HostArgs;
 use crate::guest::nics_have_vectors;
 use crate::signals::end_is_asked;
 use crate::types::{IfName, Name, QueuePairs};
+
+/// What the bench's own is called.
+const GUEST: &str = "bench";
 
 /// The kernel's part of virtio-net.
 const VHOST_NET: &str = "/dev/vhost-net";
@@ -132,16 +135,24 @@ impl World {
     /// # Errors
     /// See [`GuestBenchError`]. Nothing is left.
     pub fn start(&self) -> Result<Running<'_>, GuestBenchError> {
+        let mut running = Running {
+            world: self,
+            subjects: Vec::new(),
+        };
+        self.ringtap(&["up"])?;
+        self.ringtap(&["start", GUEST])?;
+        let (qemu, nics) = look(&self.host(), &GUEST.parse().expect("a guest's name"))?;
+        // That of ringtap's own is the only one that ringtap knows of.
+        let backend = nics.first().and_then(|nic| nic.backend);
         let subject = |back: &Back| Subject {
             name: back.name().to_owned(),
             address: back.address(),
+            device: Device {
+                qemu,
+                backend: backend.filter(|_| *back == Back::Ringtap),
+            },
         };
-        let running = Running {
-            world: self,
-            subjects: self.backs.iter().map(subject).collect(),
-        };
-        self.ringtap(&["up"])?;
-        self.ringtap(&["start", "bench"])?;
+        running.subjects = self.backs.iter().map(subject).collect();
         for back in self.backs.iter().filter(|back| **back != Back::Ringtap) {
             link::add_port(&back.bridge(), &back.tap())?;
         }
@@ -151,12 +162,15 @@ impl World {
         Ok(running)
     }
 
-    fn ringtap(&self, words: &[&str]) -> Result<Vec<u8>, GuestBenchError> {
-        let host = HostArgs {
+    fn host(&self) -> HostArgs {
+        HostArgs {
             config: self.dir.path().join("ringtap.toml"),
             run_dir: self.dir.path().join("run"),
-        };
-        ringtap(&host, words)
+        }
+    }
+
+    fn ringtap(&self, words: &[&str]) -> Result<Vec<u8>, GuestBenchError> {
+        ringtap(&self.host(), words)
     }
 }
 
@@ -169,7 +183,7 @@ pub struct Running<'a> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        for words in [&["stop", "--timeout", "10", "bench"][..], &["down"]] {
+        for words in [&["stop", "--timeout", "10", GUEST][..], &["down"]] {
             if let Err(error) = self.world.ringtap(words) {
                 tracing::warn!("{error}");
             }
@@ -223,7 +237,7 @@ fn file(
         .collect();
     // Who makes a tap is root.
     text += &format!(
-        "[guests.bench]\nuser = \"root\"\ncpus = {cpus}\nmemory = \"512M\"\n\
+        "[guests.{GUEST}]\nuser = \"root\"\ncpus = {cpus}\nmemory = \"512M\"\n\
          kernel = {kernel:?}\ninitrd = {initrd:?}\nappend = \"{append} ringtap.iperf3\"\nqemu-args = {qemu_args:?}\n\
          nics = [{nic}]\n",
         nic = nic(pairs),
@@ -278,12 +292,24 @@ fn wait_for(address: IpAddr) -> Result<(), GuestBenchError> {
 #[derive(Debug, Deserialize)]
 struct Listed {
     name: Name,
+    pid: Option<u32>,
     nics: Vec<ListedNic>,
 }
 
 #[derive(Debug, Deserialize)]
 struct ListedNic {
+    backend: Option<u32>,
     addresses: Vec<IpAddr>,
+}
+
+/// A guest that runs: QEMU's pid, and its NICs.
+fn look(host: &HostArgs, name: &Name) -> Result<(u32, Vec<ListedNic>), GuestBenchError> {
+    let said = ringtap(host, &["list", "--json"])?;
+    let listed: Vec<Listed> = serde_json::from_slice(&said).map_err(io::Error::from)?;
+    let guest = listed.into_iter().find(|guest| guest.name == *name);
+    guest
+        .and_then(|guest| Some((guest.pid?, guest.nics)))
+        .ok_or_else(|| GuestBenchError::NoAddress(name.clone()))
 }
 
 /// Guest `name`, which runs already.
@@ -291,18 +317,17 @@ struct ListedNic {
 /// # Errors
 /// It does not, has no address that is known, or does not answer.
 pub fn running(host: &HostArgs, name: &Name) -> Result<Subject, GuestBenchError> {
-    let said = ringtap(host, &["list", "--json"])?;
-    let listed: Vec<Listed> = serde_json::from_slice(&said).map_err(io::Error::from)?;
-    let mut guests = listed.into_iter().filter(|guest| guest.name == *name);
-    let addresses = guests.next().into_iter().flat_map(|guest| guest.nics);
-    let mut addresses = addresses.flat_map(|nic| nic.addresses);
+    let (qemu, nics) = look(host, name)?;
     // iperf3's client has no way to name the link that a link-local address is of.
-    let address = addresses.find(|it| !matches!(it, IpAddr::V6(it) if it.is_unicast_link_local()));
-    let address = address.ok_or_else(|| GuestBenchError::NoAddress(name.clone()))?;
+    let has_no_link = |it: &&IpAddr| !matches!(it, IpAddr::V6(it) if it.is_unicast_link_local());
+    let of_nic = |nic: &ListedNic| Some((*nic.addresses.iter().find(has_no_link)?, nic.backend));
+    let found = nics.iter().find_map(of_nic);
+    let (address, backend) = found.ok_or_else(|| GuestBenchError::NoAddress(name.clone()))?;
     wait_for(address)?;
     Ok(Subject {
         name: name.to_string(),
         address,
+        device: Device { qemu, backend },
     })
 }
 
