@@ -176,6 +176,9 @@ pub fn curves(curves: &[Curve], unit: &str) -> String {
             );
         }
     }
+    let ends = curves.iter().filter_map(|curve| curve.points.last());
+    let names = apart(ends.map(|(_, value)| y(*value)).collect(), HEIGHT);
+    let mut names = names.into_iter();
     for curve in curves {
         let points = curve.points.iter();
         let points = points.map(|(part, value)| format!("{:.1},{:.1}", x(*part), y(*value)));
@@ -187,17 +190,30 @@ pub fn curves(curves: &[Curve], unit: &str) -> String {
             points.join(" ")
         );
         if let Some((part, value)) = curve.points.last() {
+            let height = names.next().unwrap_or(y(*value));
             let fill = format!("style=\"fill:{stroke}\"");
-            text(
-                &mut svg,
-                x(*part) + 8.0,
-                y(*value) + 4.0,
-                &fill,
-                &curve.name,
-            );
+            text(&mut svg, x(*part) + 8.0, height + 4.0, &fill, &curve.name);
         }
     }
     svg + "</svg>\n"
+}
+
+/// Where lines of text go that want to be at these heights, none of them upon another, none below `bottom`.
+fn apart(mut heights: Vec<f64>, bottom: f64) -> Vec<f64> {
+    const LINE: f64 = 14.0;
+    let mut order: Vec<usize> = (0..heights.len()).collect();
+    order.sort_by(|one, other| heights[*one].total_cmp(&heights[*other]));
+    let mut least = f64::NEG_INFINITY;
+    for at in &order {
+        heights[*at] = heights[*at].max(least);
+        least = heights[*at] + LINE;
+    }
+    let mut most = bottom;
+    for at in order.iter().rev() {
+        heights[*at] = heights[*at].min(most);
+        most = heights[*at] - LINE;
+    }
+    heights
 }
 
 fn open(height: f64) -> String {
@@ -245,6 +261,14 @@ mod tests {
             svg.contains(&format!("width=\"{:.1}\"", whole / 2.0)),
             "{svg}"
         );
+    }
+
+    #[test]
+    fn no_name_is_written_upon_another() {
+        assert_eq!(apart(vec![50.0, 10.0], 100.0), [50.0, 10.0]);
+        assert_eq!(apart(vec![52.0, 50.0, 51.0], 100.0), [78.0, 50.0, 64.0]);
+        assert_eq!(apart(vec![95.0, 99.0], 100.0), [86.0, 100.0]);
+        assert_eq!(apart(vec![], 100.0), [0.0; 0]);
     }
 
     #[test]
