@@ -123,7 +123,7 @@ impl Chapter {
             Load::Ping => &["p50 us", "p99 us", "p99.9 us", "lost %", "ratio"],
             Load::Tcp { .. } => &["Gbit/s", "CPU s/GB", "again", "ratio"],
             Load::Udp { .. } | Load::Paced { .. } => {
-                &["Gbit/s", "CPU us/p", "device us/p", "lost %", "ratio"]
+                &["Gbit/s", "CPU us/p", "dev us/p", "lost %", "ratio"]
             }
         };
         Table {
