@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,8 @@ pub struct Console {
     output: Receiver<Vec<u8>>,
     /// All that was printed so far.
     pub text: String,
-    commands: usize,
+    /// The number of the last command that was typed.
+    command: usize,
 }
 
 impl Console {
@@ -60,7 +62,7 @@ impl Console {
             child,
             output,
             text: String::new(),
-            commands: 0,
+            command: 0,
         }
     }
 
@@ -70,7 +72,7 @@ impl Console {
             other.text.push_str(&String::from_utf8_lossy(&bytes));
         }
         self.text.insert_str(0, &other.text);
-        self.commands = other.commands;
+        self.command = other.command;
     }
 
     /// Types `line`, waits until the guest has done it, and returns what it printed; it must succeed.
@@ -88,11 +90,13 @@ impl Console {
 
     /// Types `line` and does not wait.
     pub fn begin(&mut self, line: &str) {
-        self.commands += 1;
+        // Another console of the same guest may have been there before, whose marks are told again.
+        static COMMANDS: AtomicUsize = AtomicUsize::new(1);
+        self.command = COMMANDS.fetch_add(1, Ordering::Relaxed);
         // The terminal may echo what is typed: only what the shell makes of it is the mark.
         let line = format!(
-            "echo begin''-{0}; {line}; echo end''-{0}:$?:\n",
-            self.commands
+            "echo begin''-{0}:; {line}; echo end''-{0}:$?:\n",
+            self.command
         );
         self.stdin
             .write_all(line.as_bytes())
@@ -121,8 +125,8 @@ impl Console {
     /// Waits for the end of what [`Self::begin`] typed.
     pub fn finish(&mut self, bound: Duration) -> (i32, String) {
         let (begin, end) = (
-            format!("begin-{}", self.commands),
-            format!("end-{}:", self.commands),
+            format!("begin-{}:", self.command),
+            format!("end-{}:", self.command),
         );
         self.wait_for(&end, bound);
         self.wait_for(":", Duration::ZERO);
