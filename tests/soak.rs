@@ -319,5 +319,6 @@ fn guests_work_on_whatever_happens_and_nothing_leaks() {
     world.ringtap("stop --all");
     world.ringtap("down");
     until("the end of the last", || world.lab.host.pids().len() == 1); // but watch
+    world.lab.host.settle(); // the uplink may have come back only now
     assert_eq!(difference(&world.before, &world.lab.host.snapshot()), "");
 }
