@@ -99,7 +99,10 @@ fn what_qemu_refuses_reaches_the_person_and_all_but_its_log_goes_again() {
     let log = lab.run_dir().join("guests/web1/qemu.log");
     let said = bounded(&mut lab.ringtap("run web1"), "");
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
-    let line = format!("-nonsense: invalid option; its log is {}", log.display());
+    let line = format!(
+        "-nonsense: invalid option (exit status: 1); its log is {}",
+        log.display()
+    );
     assert!(said.contains(&line), "{said}");
     assert_eq!(difference(&before, &lab.host.snapshot()), "", "{said}");
     assert!(log.exists());

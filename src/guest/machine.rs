@@ -15,7 +15,7 @@ use thiserror::Error;
 use super::handed::Handed;
 use super::monitor::{Monitor, MonitorError, Wait, readable};
 use super::peer::listen;
-use super::process::{Process, background, last_line};
+use super::process::{Ended, GRACE, Process, background, last_line};
 use super::qemu::SocketFds;
 use super::run_dir::files;
 use super::user::User;
@@ -35,11 +35,19 @@ pub enum MachineError {
     /// The program can't be started.
     #[error("{} can't be started", QEMU.name)]
     Spawn(#[source] io::Error),
-    /// It has ended, or does not get ready.
-    #[error("QEMU does not start: {said}; its log is {}", log.display())]
+    /// It has ended.
+    #[error("QEMU does not start: {said} ({ended}); its log is {}", log.display())]
     Failed {
         /// The last line of its log.
         said: String,
+        /// How.
+        ended: Ended,
+        /// Where that is.
+        log: PathBuf,
+    },
+    /// It does not get ready.
+    #[error("QEMU hangs while it starts: its monitor does not answer; its log is {}", log.display())]
+    Hangs {
         /// Where that is.
         log: PathBuf,
     },
@@ -88,6 +96,21 @@ pub fn sockets(dir: &Path, handed: &mut Handed) -> Result<SocketFds, MachineErro
     })
 }
 
+/// Ends a process that has not become a machine.
+fn failed(mut process: Process, cause: &io::Error, log: PathBuf) -> MachineError {
+    if cause.kind() == io::ErrorKind::TimedOut {
+        return MachineError::Hangs { log };
+    }
+    // Its sockets are closed before it has ended, and only then is in the log what it says last.
+    let _ = process.wait_with(&[], GRACE);
+    process.end();
+    MachineError::Failed {
+        said: last_line(&log),
+        ended: process.ended().ok().flatten().unwrap_or(Ended::Unseen),
+        log,
+    }
+}
+
 impl Machine {
     /// Starts QEMU with these words and descriptors in the guest's directory `dir`, as `user`, and has its CPUs run. While
     /// its machine is made, `wait` waits.
@@ -112,13 +135,6 @@ impl Machine {
         user.runs(&mut command);
         let process = Process::spawn(&mut command).map_err(MachineError::Spawn)?;
         drop(command); // and with it our copies of what it listens on
-        let failed = |process: Process| {
-            drop(process); // what it says last is in the log once it has ended
-            MachineError::Failed {
-                said: last_line(&log),
-                log: log.clone(),
-            }
-        };
         let serial = UnixStream::connect(dir.join(files::SERIAL)).map_err(sockets)?;
         let connected = Monitor::connect(&dir.join(files::MONITOR), &process, START_LIMIT, wait);
         let begun = connected.and_then(|mut monitor| {
@@ -126,7 +142,7 @@ impl Machine {
             Ok(monitor)
         });
         let monitor = match begun {
-            Err(MonitorError::Silent(_)) => return Err(failed(process)),
+            Err(MonitorError::Silent(cause)) => return Err(failed(process, &cause, log)),
             begun => begun?,
         };
         let machine = Self {
