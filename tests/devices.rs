@@ -8,6 +8,7 @@ use support::bridged::counters;
 use support::bytes::{noise, sha256};
 use support::console::Console;
 use support::lab::{Lab, Qemu, tiny};
+use support::netns::BOUND;
 use support::transfer;
 use support::web::WebServer;
 
@@ -188,9 +189,9 @@ fn segments_between_two_guests_stay_whole() {
     let into = || counters(&lab.host, "tap-web2-0", "tx");
     let (out_before, into_before) = (out(), into());
     let send = "until nc 192.168.100.11 7000 < /tmp/blob; do sleep 0.2; done";
-    let (code, said) = web1.attempt(send, transfer::BOUND);
+    let (code, said) = web1.attempt(send, BOUND);
     assert_eq!(code, 0, "{said}");
-    let (_, got) = web2.finish(transfer::BOUND);
+    let (_, got) = web2.finish(BOUND);
     assert_eq!(got[..64], sha256(&blob));
 
     let more = |now: (u64, u64), then: (u64, u64)| (now.0 - then.0, now.1 - then.1);
@@ -209,7 +210,7 @@ fn a_guest_that_can_not_resize_its_rings_keeps_its_network() {
     let lab = Lab::with_qemu(Qemu::Ten);
     lab.configure_guest("");
     let mut guest = Console::boot(&mut lab.ringtap("run web1"));
-    let (code, said) = guest.attempt("ethtool -G eth0 rx 128 tx 128", transfer::BOUND);
+    let (code, said) = guest.attempt("ethtool -G eth0 rx 128 tx 128", BOUND);
     assert_ne!(code, 0, "{said}");
     guest.run("ping -c 2 192.168.100.1");
 }

@@ -9,7 +9,7 @@ use support::bridged::counters;
 use support::bytes::{noise, sha256};
 use support::console::Console;
 use support::lab::{INTERNET, Lab, Qemu, WWW};
-use support::netns::{bounded, difference, require, until};
+use support::netns::{BOUND, bounded, difference, require, until};
 use support::transfer;
 use support::web::WebServer;
 
@@ -175,7 +175,7 @@ fn backend_killed(qemu: Qemu) {
             now.len() == 1 && now != backends
         });
     }
-    let (code, got) = guest.finish(transfer::BOUND);
+    let (code, got) = guest.finish(BOUND);
     assert_eq!((code, &got[..64]), (0, &sum[..]));
     assert_eq!(web.gets(), 1, "the same connection all the way");
     assert!(guest.power_off().success());

@@ -9,7 +9,7 @@ use support::bridged::{Bridged, counters};
 use support::console::Console;
 use support::kernel::{Feature, run, trial};
 use support::lab::{Lab, tiny};
-use support::netns::{self, until};
+use support::netns::{self, BOUND, until};
 use support::testpmd::Testpmd;
 use support::transfer;
 use support::web::WebServer;
@@ -73,7 +73,7 @@ fn vhost_net_in_a_guest() {
             .status
             .success()
     });
-    guest.wait_for("tiny: ready", std::time::Duration::from_secs(120));
+    guest.wait_for("tiny: ready", BOUND);
     guest.run("stty -echo");
     for nic in ["eth0", "eth1"] {
         until("a lease", || {

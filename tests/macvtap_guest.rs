@@ -6,7 +6,7 @@ mod support;
 use support::bytes::{noise, sha256};
 use support::lab::{Lab, WWW};
 use support::machine::{Machine, Wish};
-use support::netns::fresh_index;
+use support::netns::{BOUND, fresh_index};
 use support::transfer;
 use support::web::WebServer;
 
@@ -100,8 +100,8 @@ fn two_guests_of_one_uplink_reach_each_other() {
         .run(&format!("wget -q -O /tmp/blob http://{WWW}/blob"));
     second.console.begin("nc -l -p 7000 | sha256sum");
     let send = format!("until nc {there} 7000 < /tmp/blob; do sleep 0.2; done");
-    let (code, said) = first.console.attempt(&send, transfer::BOUND);
+    let (code, said) = first.console.attempt(&send, BOUND);
     assert_eq!(code, 0, "{said}");
-    let (_, got) = second.console.finish(transfer::BOUND);
+    let (_, got) = second.console.finish(BOUND);
     assert_eq!(got[..64], sha256(&blob));
 }

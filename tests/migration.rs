@@ -3,17 +3,13 @@
 
 mod support;
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 use support::bytes::sha256;
 use support::console::Console;
 use support::lab::{Lab, Qemu, WWW};
 use support::machine::{MAC, Machine, Qmp};
-use support::netns::{bounded, until};
+use support::netns::{BOUND, bounded, until};
 use support::web::WebServer;
-
-const TRANSFER: Duration = Duration::from_secs(120);
 
 /// Waits until the migration is in a state that `done` knows.
 fn migration(qmp: &mut Qmp, done: impl Fn(&Value) -> bool) {
@@ -64,7 +60,7 @@ impl World {
     }
 
     fn expect_blob(&self, console: &mut Console) {
-        let (code, got) = console.finish(TRANSFER);
+        let (code, got) = console.finish(BOUND);
         assert_eq!((code, &got[..64]), (0, &self.sum[..]));
         assert_eq!(self.web.gets(), 1, "the same connection all the way");
     }

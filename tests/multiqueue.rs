@@ -1,16 +1,13 @@
 //! Several queue pairs with a real guest, which changes their number under load and loses no flow.
 mod support;
 
-use std::time::Duration;
-
 use support::console::Console;
 use support::lab::{Lab, Qemu, WWW, tiny};
-use support::netns::until;
+use support::netns::{BOUND, until};
 use support::web::WebServer;
 
 const RING_PACKED: u64 = 1 << 34;
 const PACKED: &[&str] = &["-global", "virtio-net-pci.packed=on"];
-const TRANSFER: Duration = Duration::from_secs(120);
 
 /// A guest of two CPUs and so many pairs.
 fn configure(lab: &Lab, pairs: usize, qemu_args: &[&str]) {
@@ -95,7 +92,7 @@ fn changes(qemu: Qemu, most: usize, qemu_args: &[&str]) {
     let get = format!("wget -q -O - http://{WWW}/blob | sha256sum");
     let (code, said) = guest.attempt(
         &format!("{change}; for i in 1 2 3; do {get}; done; kill $c"),
-        TRANSFER,
+        BOUND,
     );
     assert_eq!(code, 0, "{said}");
     assert_eq!(said.matches(&sum[..]).count(), 3, "{said}");

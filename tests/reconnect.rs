@@ -18,8 +18,7 @@ use nix::unistd::Pid;
 use support::bytes::noise;
 use support::console::Console;
 use support::lab::{Lab, Qemu, WWW, tiny};
-use support::netns::{Netns, until};
-use support::transfer;
+use support::netns::{BOUND, Netns, until};
 use support::web::WebServer;
 
 /// The supervisor lets a successor wait for that long where a backend lived less.
@@ -228,7 +227,7 @@ fn killed(kills: u32, qemu_args: &[&str]) {
     });
 
     streams.stop();
-    let (code, said) = guest.finish(transfer::BOUND);
+    let (code, said) = guest.finish(BOUND);
     assert_eq!(code, 0, "{said}");
     let (sent, received) = streams.moved();
     println!("{kills} kills in {took:?}; {sent} bytes to the guest, {received} from it");

@@ -8,12 +8,12 @@ mod support;
 use std::fs;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::unistd::{SysconfVar, sysconf};
 use serde_json::Value;
 use support::driver::{Buffer, guest_memory};
-use support::netns::{Netns, bounded_by};
+use support::netns::{Netns, bounded};
 use support::served::{BROADCAST, GUEST_MAC, Guest, RINGTAP, World, test_frame};
 use vhost::vhost_user::message::FrontendReq as Req;
 
@@ -107,7 +107,7 @@ fn neighbour() -> Share {
     bench
         .args(["--json", "--seconds", &seconds()])
         .stdin(Stdio::null());
-    let output = bounded_by(Duration::from_secs(120), &mut bench, "");
+    let output = bounded(&mut bench, "");
     let run: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
         panic!("{}", String::from_utf8_lossy(&output.stderr));
     });

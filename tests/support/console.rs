@@ -11,9 +11,6 @@ use nix::unistd::Pid;
 
 use super::netns;
 
-/// A guest that has not said `tiny: ready` by then hangs.
-const BOOT: Duration = Duration::from_secs(90);
-
 /// A running guest and its console. Dropped, it is ended as by Ctrl-C.
 pub struct Console {
     child: Child,
@@ -28,7 +25,7 @@ pub struct Console {
 impl Console {
     /// Starts `command`, which runs a guest in the foreground, and waits until the guest's shell is there.
     pub fn boot(command: &mut Command) -> Self {
-        Self::boot_within(command, BOOT)
+        Self::boot_within(command, netns::BOUND)
     }
 
     /// As [`Self::boot`], for a guest that may take as long as `bound`.

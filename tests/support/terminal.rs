@@ -55,7 +55,7 @@ impl Person {
 
     /// Waits until `mark` is on the screen.
     pub fn wait_for(&mut self, mark: &str) {
-        self.wait_for_by(BOUND + Duration::from_secs(30), mark);
+        self.wait_for_by(BOUND, mark);
     }
 
     /// As [`Self::wait_for`], for what takes longer.

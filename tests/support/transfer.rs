@@ -1,14 +1,10 @@
 //! Transfers between a guest and the internet whose bytes are checked at the far end.
 
-use std::time::Duration;
-
 use super::bytes::{noise, sha256};
 use super::console::Console;
 use super::lab::WWW;
+use super::netns::BOUND;
 use super::web::WebServer;
-
-/// A transfer that takes longer hangs.
-pub const BOUND: Duration = Duration::from_secs(120);
 
 /// Moves `len` bytes to the guest and back, `rounds` times; all must arrive as they were.
 pub fn both_ways(guest: &mut Console, web: &WebServer, len: usize, rounds: u64) {
