@@ -15,9 +15,8 @@ pub(super) const ETHERNET: usize = 14;
 /// The most bytes a frame can have: an IP packet of 65535 bytes behind an Ethernet header with two VLAN tags.
 pub const MAX_FRAME: usize = 65535 + ETHERNET + 8;
 
-/// Bytes of a VLAN tag, and the EtherTypes that announce one.
+/// Bytes of a VLAN tag.
 const VLAN_TAG: usize = 4;
-const VLAN: [u16; 2] = [0x8100, 0x88a8];
 
 /// Where `gso_type` lies in the header; 0 is a frame as it stands (virtio 1.3 §5.1.6).
 const GSO_TYPE: usize = 1;
@@ -38,39 +37,54 @@ pub struct FrameFormat {
 }
 
 impl FrameFormat {
-    /// Whether a frame of `bytes` in `buffers`, behind its header, is larger than it may be. VLAN tags do not count, and
-    /// neither do frames that will be segmented.
-    pub(super) fn exceeds_mtu(self, buffers: &[Slice<'_>], bytes: usize) -> bool {
-        let Some(over) = self
-            .mtu
-            .and_then(|mtu| bytes.checked_sub(usize::from(mtu) + ETHERNET))
-            .filter(|over| *over > 0)
-        else {
-            return false;
-        };
-        let [gso_type] = read_at(buffers, GSO_TYPE);
-        let (_, packet) = self.packet(buffers);
-        let tags = packet - self.header.bytes() - ETHERNET;
-        gso_type == 0 && over > tags
-    }
-
-    /// What is in a frame, by its EtherType, and where that begins; VLAN tags, two at most, are passed over.
-    pub(super) fn packet(self, buffers: &[Slice<'_>]) -> (u16, usize) {
-        let untagged = self.header.bytes() + ETHERNET;
-        let mut at = untagged;
-        loop {
-            let ether_type = u16::from_be_bytes(read_at(buffers, at - 2));
-            if !VLAN.contains(&ether_type) || at == untagged + 2 * VLAN_TAG {
-                return (ether_type, at);
-            }
-            at += VLAN_TAG;
-        }
+    /// Whether a frame of `bytes`, behind its virtio-net header, is larger than it may be. VLAN tags do not count, and neither
+    /// do frames that will be segmented.
+    pub(super) fn exceeds_mtu(self, says: Says, bytes: usize) -> bool {
+        let untagged = bytes.saturating_sub(says.tags());
+        self.mtu
+            .is_some_and(|mtu| !says.is_gso && untagged > usize::from(mtu) + ETHERNET)
     }
 }
 
-/// Whether the frame in `buffers`, header first, is yet to be segmented.
-pub(super) fn is_gso(buffers: &[Slice<'_>]) -> bool {
-    read_at(buffers, GSO_TYPE) != [0]
+/// What a frame's headers say of it: virtio-net's, Ethernet's, and those of VLANs. They are copied once, for a guest may change
+/// them while they are looked at.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Says {
+    /// It is yet to be segmented.
+    pub is_gso: bool,
+    /// What is in it.
+    pub ether_type: u16,
+    /// How many VLAN tags are before that.
+    vlans: u8,
+}
+
+impl Says {
+    /// Those of a frame in `buffers`, behind a virtio-net header of that length. What a frame lacks is taken for zeroes.
+    pub(super) fn of(buffers: &[Slice<'_>], header: HeaderLen) -> Self {
+        // The EtherType is the last of what is copied, behind two tags.
+        let bytes: [u8; HeaderLen::Long.bytes() + ETHERNET + 2 * VLAN_TAG] = read_at(buffers, 0);
+        let ether_type = |vlans: usize| {
+            let at = header.bytes() + ETHERNET - 2 + vlans * VLAN_TAG;
+            u16::from_be_bytes([bytes[at], bytes[at + 1]])
+        };
+        let is_tag = |vlans: &usize| matches!(ether_type(*vlans), 0x8100 | 0x88a8);
+        let vlans = (0..2).take_while(is_tag).count();
+        Self {
+            is_gso: bytes[GSO_TYPE] != 0,
+            ether_type: ether_type(vlans),
+            vlans: vlans as u8,
+        }
+    }
+
+    /// Bytes of its VLAN tags.
+    fn tags(self) -> usize {
+        usize::from(self.vlans) * VLAN_TAG
+    }
+
+    /// Where the packet begins, behind a virtio-net header of that length.
+    pub(super) fn packet(self, header: HeaderLen) -> usize {
+        header.bytes() + ETHERNET + self.tags()
+    }
 }
 
 /// The pair's own memory for one frame with its header: reached like guest memory, so that both go into one

@@ -12,8 +12,7 @@ use super::super::memory::Slice;
 use super::super::rate::Quota;
 use super::super::ring::{Chain, Ring};
 use super::frame::{
-    FrameFormat, NUM_BUFFERS, copy, frame_store, is_gso, mark_written, part, read_at, whole,
-    write_at,
+    FrameFormat, NUM_BUFFERS, Says, copy, frame_store, mark_written, part, read_at, whole, write_at,
 };
 use super::{BURST, BURST_BYTES, RxEnd};
 use crate::tap::{HeaderLen, TapQueue};
@@ -108,17 +107,18 @@ impl<'m> Receive<'m> {
         *self.expected = bytes;
         let room = self.rooms.bytes();
         mark_written(&self.rooms.buffers, bytes);
+        let says = Says::of(&self.rooms.buffers, self.format.header);
         let frame = bytes.saturating_sub(self.format.header.bytes());
-        if self.format.exceeds_mtu(&self.rooms.buffers, frame) {
+        if self.format.exceeds_mtu(says, frame) {
             self.rooms.undo(ring);
             self.counters.over_mtu += 1;
             return Ok(());
         }
         if bytes <= room {
-            self.finish(ring, bytes);
+            self.finish(ring, bytes, says);
             Ok(())
         } else if self.format.mergeable {
-            self.spill(ring, room, bytes)
+            self.spill(ring, room, bytes, says)
         } else {
             // Larger than the one chain it may have.
             self.rooms.undo(ring);
@@ -128,13 +128,19 @@ impl<'m> Receive<'m> {
     }
 
     /// Finds chains for a frame whose first `room` bytes are in those at hand, and the others in the bounce buffer.
-    fn spill(&mut self, ring: &mut Ring<'m>, room: usize, bytes: usize) -> Result<(), RxEnd> {
+    fn spill(
+        &mut self,
+        ring: &mut Ring<'m>,
+        room: usize,
+        bytes: usize,
+        says: Says,
+    ) -> Result<(), RxEnd> {
         let tail = part(self.bounce, 0, bytes - room);
         let first = self.rooms.buffers.len();
         match self.gather(ring, bytes) {
             Ok(()) => {
                 copy(&[tail], &self.rooms.buffers[first..]);
-                self.finish(ring, bytes);
+                self.finish(ring, bytes, says);
                 Ok(())
             }
             Err(Shortage::TooFew) => {
@@ -157,7 +163,8 @@ impl<'m> Receive<'m> {
         match self.gather(ring, bytes) {
             Ok(()) => {
                 copy(&[self.held.take()], &self.rooms.buffers);
-                self.finish(ring, bytes);
+                let says = Says::of(&self.rooms.buffers, self.format.header);
+                self.finish(ring, bytes, says);
                 Ok(())
             }
             Err(Shortage::TooFew) => Err(RxEnd::NoBuffers),
@@ -207,13 +214,13 @@ impl<'m> Receive<'m> {
 
     /// Completes the gathered chains, which hold a frame of `bytes`. tun leaves `num_buffers` to the device,
     /// which sets it also where buffers can't be merged (virtio 1.3 §5.1.6.4.1).
-    fn finish(&mut self, ring: &mut Ring<'m>, bytes: usize) {
+    fn finish(&mut self, ring: &mut Ring<'m>, bytes: usize, says: Says) {
         self.rooms.trim(ring, bytes);
         let header = self.format.header;
         if let Some(guard) = self.guard {
             tell(guard, &self.rooms.buffers, header);
         }
-        self.counters.gso_frames += u64::from(is_gso(&self.rooms.buffers));
+        self.counters.gso_frames += u64::from(says.is_gso);
         if header == HeaderLen::Long {
             let count = self.rooms.chains.len() as u16;
             write_at(&self.rooms.buffers, NUM_BUFFERS, &count.to_le_bytes());

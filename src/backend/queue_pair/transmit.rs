@@ -11,7 +11,7 @@ use super::super::heard::{Heard, Packet};
 use super::super::memory::{Slice, prefetch};
 use super::super::rate::Quota;
 use super::super::ring::{Chain, Ring};
-use super::frame::{ETHERNET, FrameFormat, MAX_FRAME, is_gso, part, read_at};
+use super::frame::{ETHERNET, FrameFormat, MAX_FRAME, Says, part, read_at};
 use super::{BURST, BURST_BYTES, TxEnd};
 use crate::tap::TapQueue;
 
@@ -48,6 +48,8 @@ struct Taken {
     chain: Chain,
     /// Its own among the buffers of all.
     buffers: Range<usize>,
+    /// What its frame says, once it was looked into.
+    says: Says,
     fate: Fate,
 }
 
@@ -129,6 +131,7 @@ impl<'m> Transmit<'m> {
             self.taken.push(Taken {
                 chain,
                 buffers,
+                says: Says::default(),
                 fate,
             });
         }
@@ -177,8 +180,8 @@ impl<'m> Transmit<'m> {
                 return Fate::Refused(reason);
             }
         }
-        let buffers = &self.buffers[taken.buffers.clone()];
-        match self.format.exceeds_mtu(buffers, bytes) {
+        taken.says = Says::of(&self.buffers[taken.buffers.clone()], self.format.header);
+        match self.format.exceeds_mtu(taken.says, bytes) {
             true => Fate::OverMtu,
             false => Fate::Send(bytes),
         }
@@ -202,12 +205,14 @@ impl<'m> Transmit<'m> {
                 Fate::Send(bytes) => match accepted.next() {
                     None => return number,
                     Some(true) => {
-                        let buffers = &self.buffers[taken.buffers.clone()];
                         self.counters.frames += 1;
-                        self.counters.gso_frames += u64::from(is_gso(buffers));
+                        self.counters.gso_frames += u64::from(taken.says.is_gso);
                         self.counters.bytes += bytes as u64;
-                        let (ether_type, at) = self.format.packet(buffers);
-                        self.heard.listen(ether_type, &Behind { buffers, at });
+                        let packet = Behind {
+                            buffers: &self.buffers[taken.buffers.clone()],
+                            at: taken.says.packet(self.format.header),
+                        };
+                        self.heard.listen(taken.says.ether_type, &packet);
                     }
                     // A header the kernel does not accept, or a tap that is down: the frame is lost, as on a cable.
                     Some(false) => self.counters.dropped += 1,
