@@ -151,6 +151,13 @@ impl Netns {
         ] {
             let mut value = serde_json::from_str(&self.run(line)).expect(line);
             drop_volatile(&mut value);
+            // Of one destination, such as every link's fe80::/64, the route of the link that came up last is listed last.
+            if let Some(routes) = value
+                .as_array_mut()
+                .filter(|_| line.contains("-6 -d route"))
+            {
+                routes.sort_by_key(ToString::to_string);
+            }
             text.push_str(&format!("{line}\n{value:#}\n"));
         }
         // The key is made up by the kernel when a program first listens with TCP fast open.
