@@ -217,7 +217,14 @@ pub fn difference(before: &str, after: &str) -> String {
     }
     let lines = missing(before, after, '-') + &missing(after, before, '+');
     if lines.is_empty() {
-        "the order of lines".into()
+        let moved = before.lines().zip(after.lines()).position(|(a, b)| a != b);
+        let from = moved.map_or(0, |moved| moved.saturating_sub(20));
+        let around = |of: &str| -> String {
+            let lines = of.lines().skip(from).take(40);
+            lines.map(|line| format!("{line}\n")).collect()
+        };
+        let (before, after) = (around(before), around(after));
+        format!("the order of lines, before:\n{before}after:\n{after}")
     } else {
         lines
     }
