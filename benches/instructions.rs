@@ -1,8 +1,8 @@
-//! Instructions that the backend executes for a frame of 64 bytes on its way from a ring to a tap that swallows it: a figure that
-//! is the same on a busy machine, for comparing two versions of the code.
+//! Instructions that the backend executes for a frame of 64 bytes, on its way from a ring to a tap that swallows it or from a
+//! socket to a ring: a figure that is the same on a busy machine, for comparing two versions of the code.
 //!
-//! `cargo bench --bench instructions`. It runs itself under valgrind's callgrind, which counts within `process_tx`, whatever that
-//! calls; the kernel's are not among them.
+//! `cargo bench --bench instructions`. It runs itself under valgrind's callgrind, which counts within [`Bursts::process`], whatever
+//! that calls; the kernel's are not among them.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         .collect();
     let numbers: Vec<usize> = words.iter().filter_map(|word| word.parse().ok()).collect();
     if let [kind, chains, bursts] = numbers[..] {
-        transmit(KINDS[kind], CHAINS[chains], bursts);
+        process(KINDS[kind], CHAINS[chains], bursts);
         return ExitCode::SUCCESS;
     }
     println!("instructions a frame of 64 bytes");
@@ -48,20 +48,20 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn transmit(kind: Kind, chains: Chains, count: usize) {
+fn process(kind: Kind, chains: Chains, count: usize) {
     let mut bursts = Bursts::new(kind, chains);
     for _ in 0..count {
         bursts.offer();
-        bursts.transmit();
+        bursts.process();
     }
 }
 
-/// Instructions within `process_tx`.
+/// Instructions of that many bursts.
 fn count(kind: usize, chains: usize, bursts: u64) -> Result<u64, String> {
     let this = std::env::current_exe().map_err(|error| error.to_string())?;
     let done = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .arg("--toggle-collect=*QueuePair*process_tx*")
+        .arg("--toggle-collect=*Bursts*process*")
         .arg(this)
         .args([kind as u64, chains as u64, bursts].map(|number| number.to_string()))
         .output()

@@ -13,8 +13,8 @@ use bursts::{Bursts, CHAINS, FRAMES};
 use criterion::{Criterion, Throughput};
 use support::driver::Kind;
 
-fn transmit(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("transmit");
+fn bursts(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("bursts");
     group.throughput(Throughput::Elements(FRAMES.into()));
     for kind in [Kind::Split, Kind::Packed] {
         for chains in CHAINS {
@@ -30,12 +30,12 @@ fn transmit(criterion: &mut Criterion) {
 fn timed(bursts: &mut Bursts) -> Duration {
     bursts.offer();
     let start = Instant::now();
-    bursts.transmit();
+    bursts.process();
     start.elapsed()
 }
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
-    transmit(&mut criterion);
+    bursts(&mut criterion);
     criterion.final_summary();
 }
