@@ -22,7 +22,7 @@ const VLAN_TAG: usize = 4;
 const GSO_TYPE: usize = 1;
 
 /// Where `num_buffers` lies in the long header (virtio 1.3 §5.1.6).
-pub(super) const NUM_BUFFERS: usize = 10;
+const NUM_BUFFERS: usize = 10;
 
 /// The settings that features decide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,6 +138,12 @@ pub(super) fn mark_written(buffers: &[Slice<'_>], bytes: usize) {
 /// The bytes at `offset` of what `buffers` are together; zeroes beyond their end.
 pub(super) fn read_at<const N: usize>(buffers: &[Slice<'_>], mut offset: usize) -> [u8; N] {
     let mut bytes = [0; N];
+    if let Some(first) = buffers.first()
+        && let Ok(whole) = first.subslice(offset, N)
+    {
+        whole.copy_to(&mut bytes); // nearly always, and at once for a length that the compiler knows
+        return bytes;
+    }
     let mut done = 0;
     for buffer in buffers {
         if offset >= buffer.len() {
@@ -154,9 +160,10 @@ pub(super) fn read_at<const N: usize>(buffers: &[Slice<'_>], mut offset: usize) 
     bytes
 }
 
-/// Writes `bytes` at `offset` of what `buffers` are together.
-pub(super) fn write_at(buffers: &[Slice<'_>], mut offset: usize, bytes: &[u8]) {
-    let mut left = bytes;
+/// Writes `count` where the long header of the frame in `buffers` has `num_buffers`.
+pub(super) fn set_num_buffers(buffers: &[Slice<'_>], count: u16) {
+    let mut offset = NUM_BUFFERS;
+    let mut left = &count.to_le_bytes()[..];
     for buffer in buffers {
         if left.is_empty() {
             return;

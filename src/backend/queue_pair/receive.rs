@@ -12,7 +12,7 @@ use super::super::memory::Slice;
 use super::super::rate::Quota;
 use super::super::ring::{Chain, Ring};
 use super::frame::{
-    FrameFormat, NUM_BUFFERS, Says, copy, frame_store, mark_written, part, read_at, whole, write_at,
+    FrameFormat, Says, copy, frame_store, mark_written, part, read_at, set_num_buffers, whole,
 };
 use super::{BURST, BURST_BYTES, RxEnd};
 use crate::tap::{HeaderLen, TapQueue};
@@ -38,6 +38,8 @@ pub(super) struct Receive<'m> {
 pub(super) struct Rooms<'m> {
     /// Each, and its length in bytes.
     chains: Vec<(Chain, usize)>,
+    /// Those together.
+    bytes: usize,
     /// The buffers of all of them, in order.
     buffers: Vec<Slice<'m>>,
 }
@@ -105,7 +107,7 @@ impl<'m> Receive<'m> {
             return Err(RxEnd::TapEmpty);
         };
         *self.expected = bytes;
-        let room = self.rooms.bytes();
+        let room = self.rooms.bytes;
         mark_written(&self.rooms.buffers, bytes);
         let says = Says::of(&self.rooms.buffers, self.format.header);
         let frame = bytes.saturating_sub(self.format.header.bytes());
@@ -181,8 +183,7 @@ impl<'m> Receive<'m> {
     /// Chains are completed in order, so a bad one takes those gathered before it along.
     fn gather(&mut self, ring: &mut Ring<'m>, bytes: usize) -> Result<(), Shortage> {
         let header = self.format.header.bytes();
-        let mut room = self.rooms.bytes();
-        while room < bytes {
+        while self.rooms.bytes < bytes {
             let buffers = &mut self.rooms.buffers;
             let Some((chain, bytes)) = ring.next(Direction::Writable, buffers) else {
                 self.rooms.undo(ring);
@@ -195,13 +196,10 @@ impl<'m> Receive<'m> {
                     Ok(bytes)
                 }
             }) {
-                Ok(bytes) => {
-                    self.rooms.chains.push((chain, bytes));
-                    room += bytes;
-                }
+                Ok(bytes) => self.rooms.push(chain, bytes),
                 Err(bad) => {
                     self.counters.bad_chains.add(bad);
-                    for (chain, _) in self.rooms.chains.drain(..) {
+                    for (chain, _) in self.rooms.take() {
                         ring.complete(chain, 0);
                     }
                     ring.complete(chain, 0);
@@ -222,8 +220,7 @@ impl<'m> Receive<'m> {
         }
         self.counters.gso_frames += u64::from(says.is_gso);
         if header == HeaderLen::Long {
-            let count = self.rooms.chains.len() as u16;
-            write_at(&self.rooms.buffers, NUM_BUFFERS, &count.to_le_bytes());
+            set_num_buffers(&self.rooms.buffers, self.rooms.chains.len() as u16);
         }
         let mut left = bytes;
         for (chain, room) in &self.rooms.chains {
@@ -248,31 +245,36 @@ fn tell(guard: &Guard, buffers: &[Slice<'_>], header: HeaderLen) {
 
 impl<'m> Rooms<'m> {
     fn clear(&mut self) {
-        self.chains.clear();
+        self.take();
         self.buffers.clear();
     }
 
-    /// What they have room for.
-    fn bytes(&self) -> usize {
-        self.chains.iter().map(|(_, bytes)| bytes).sum()
+    /// One more, whose buffers are there already.
+    fn push(&mut self, chain: Chain, bytes: usize) {
+        self.chains.push((chain, bytes));
+        self.bytes += bytes;
+    }
+
+    /// All chains. The buffers stay, for what is in them already.
+    fn take(&mut self) -> std::vec::Drain<'_, (Chain, usize)> {
+        self.bytes = 0;
+        self.chains.drain(..)
     }
 
     /// Makes those available again that a frame of `bytes` does not need.
     fn trim(&mut self, ring: &mut Ring<'m>, bytes: usize) {
-        let mut room = self.bytes();
-        while let Some((chain, last)) = self.chains.last().copied()
-            && room - last >= bytes
-            && self.chains.len() > 1
+        while let [_, .., (chain, last)] = self.chains[..]
+            && self.bytes - last >= bytes
         {
             ring.undo(chain);
             self.chains.pop();
-            room -= last;
+            self.bytes -= last;
         }
     }
 
-    /// Makes all chains available again. The buffers stay, for what is in them already.
+    /// Makes all chains available again.
     fn undo(&mut self, ring: &mut Ring<'m>) {
-        for (chain, _) in self.chains.drain(..).rev() {
+        for (chain, _) in self.take().rev() {
             ring.undo(chain);
         }
     }

@@ -190,9 +190,9 @@ impl<'m> SplitRing<'m> {
 
     pub(super) fn complete(&mut self, chain: Chain, len: u32) {
         let slot = self.slot(self.position.next_used);
-        let at = RING_HEADER + slot * USED_ELEM;
-        store(&self.used, at, u32::from(chain.id));
-        store(&self.used, at + 4, len);
+        let element = self.used.get_ref(RING_HEADER + slot * USED_ELEM);
+        let element = element.expect("the used ring has that many elements");
+        element.store([u32::from(chain.id), len]);
         self.position.next_used = self.position.next_used.wrapping_add(1);
     }
 
