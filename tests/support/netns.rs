@@ -151,12 +151,8 @@ impl Netns {
         ] {
             let mut value = serde_json::from_str(&self.run(line)).expect(line);
             drop_volatile(&mut value);
-            // Of one destination, such as every link's fe80::/64, the route of the link that came up last is listed last.
-            if let Some(routes) = value
-                .as_array_mut()
-                .filter(|_| line.contains("-6 -d route"))
-            {
-                routes.sort_by_key(ToString::to_string);
+            if let Some(list) = value.as_array_mut() {
+                list.sort_by_key(link_local_route);
             }
             text.push_str(&format!("{line}\n{value:#}\n"));
         }
@@ -186,6 +182,13 @@ impl Drop for Netns {
             panic!("{} could not be deleted", self.name);
         }
     }
+}
+
+/// Which of the links' fe80::/64 and ff00::/8 is listed first is a matter of which link came up first: they are put behind all other
+/// routes, whose order stays, and into an order of their own.
+fn link_local_route(item: &serde_json::Value) -> Option<String> {
+    let to = item["dst"].as_str()?;
+    (to.starts_with("fe80::") || to.starts_with("ff00::")).then(|| item.to_string())
 }
 
 /// Timers of bridges run and they count what they learn, nft's handles count what was ever loaded and its counters what has
