@@ -71,10 +71,19 @@ impl Monitor {
             bytes: Vec::new(),
             events: VecDeque::new(),
         };
-        let greeting = monitor.greeting(limit, qemu, wait)?;
+        let end = Instant::now() + limit;
+        let greeting = monitor.early_line(end, qemu, wait)?;
         let _: QapiCapabilities = serde_json::from_slice(&greeting).map_err(io::Error::from)?;
-        monitor.execute(&qmp_capabilities { enable: None })?;
-        Ok(monitor)
+        // QEMU greets before its machine is made, and answers after that.
+        let begin = qmp_capabilities { enable: None };
+        monitor.send(&Execute::<&qmp_capabilities>::from(&begin))?;
+        loop {
+            let line = monitor.early_line(end, qemu, wait)?;
+            if let Some(answer) = monitor.sort(&line)? {
+                accepted(qmp_capabilities::NAME, answer)?;
+                return Ok(monitor);
+            }
+        }
     }
 
     /// Has QEMU do `command`.
@@ -140,24 +149,20 @@ impl Monitor {
         command: &'static str,
         request: &impl serde::Serialize,
     ) -> Result<Value, MonitorError> {
-        let mut text = serde_json::to_vec(request).map_err(io::Error::from)?;
-        text.push(b'\n');
-        // A request is smaller than any socket's buffer.
-        self.stream.write_all(&text)?;
+        self.send(request)?;
         loop {
             let line = self.line(PATIENCE)?;
-            let Some(mut answer) = self.sort(&line)? else {
-                continue;
-            };
-            if let Some(error) = answer.get("error") {
-                let reason = error["desc"].as_str().unwrap_or("it does not say why");
-                return Err(MonitorError::Refused {
-                    command,
-                    reason: reason.to_owned(),
-                });
+            if let Some(answer) = self.sort(&line)? {
+                return accepted(command, answer);
             }
-            return Ok(answer["return"].take());
         }
+    }
+
+    fn send(&mut self, request: &impl serde::Serialize) -> io::Result<()> {
+        let mut text = serde_json::to_vec(request)?;
+        text.push(b'\n');
+        // A request is smaller than any socket's buffer.
+        self.stream.write_all(&text)
     }
 
     /// The message of a line if it is an answer; an event is kept, and one that is not known is none of ours.
@@ -173,14 +178,13 @@ impl Monitor {
         Ok(None)
     }
 
-    /// The first line, once it is there; until `qemu` ends.
-    fn greeting(
+    /// The next line of a `qemu` that may still be making its machine, once it is there; until `end`, or until it ends.
+    fn early_line(
         &mut self,
-        limit: Duration,
+        end: Instant,
         qemu: &Process,
         wait: &mut Wait<'_>,
     ) -> io::Result<Vec<u8>> {
-        let end = Instant::now() + limit;
         loop {
             if let Some(line) = self.try_line()? {
                 return Ok(line);
@@ -231,6 +235,18 @@ impl Monitor {
             }
         }
     }
+}
+
+/// What an answer to `command` gives.
+fn accepted(command: &'static str, mut answer: Value) -> Result<Value, MonitorError> {
+    if let Some(error) = answer.get("error") {
+        let reason = error["desc"].as_str().unwrap_or("it does not say why");
+        return Err(MonitorError::Refused {
+            command,
+            reason: reason.to_owned(),
+        });
+    }
+    Ok(answer["return"].take())
 }
 
 impl AsRawFd for Monitor {
