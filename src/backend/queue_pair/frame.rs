@@ -67,6 +67,7 @@ impl Says {
             let at = header.bytes() + ETHERNET - 2 + vlans * VLAN_TAG;
             u16::from_be_bytes([bytes[at], bytes[at + 1]])
         };
+        // IEEE 802.1Q: a customer's tag, and a service's.
         let is_tag = |vlans: &usize| matches!(ether_type(*vlans), 0x8100 | 0x88a8);
         let vlans = (0..2).take_while(is_tag).count();
         Self {
