@@ -57,7 +57,9 @@ pub enum NicError {
         cause: vhost::Error,
     },
     /// It lacks a feature.
-    #[error("the back-end does not offer {0}: leave out what needs that")]
+    #[error(
+        "the back-end does not offer {0}: leave out the --size, --pairs or --ring that needs it"
+    )]
     Lacks(&'static str),
     /// No memory, or no more descriptors.
     #[error("memory and events for the driver")]
@@ -110,10 +112,9 @@ pub struct Nic {
     pub pairs: Vec<(Receiveq, Transmitq)>,
 }
 
-const NEEDED: [(u32, &str); 2] = [
-    (VIRTIO_F_VERSION_1, "VIRTIO_F_VERSION_1"),
-    (VIRTIO_NET_F_MRG_RXBUF, "VIRTIO_NET_F_MRG_RXBUF"),
-];
+/// What is taken where it is offered.
+const LIKED: u64 =
+    1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_NET_F_MRG_RXBUF | 1 << PROTOCOL_FEATURES;
 const GSO: [(u32, &str); 4] = [
     (VIRTIO_NET_F_CSUM, "VIRTIO_NET_F_CSUM"),
     (VIRTIO_NET_F_HOST_TSO4, "VIRTIO_NET_F_HOST_TSO4"),
@@ -184,23 +185,7 @@ fn refused<T>(what: &'static str, done: vhost::Result<T>) -> Result<T, NicError>
 fn negotiate(front_end: &mut Frontend, wish: Wish) -> Result<bool, NicError> {
     refused("SET_OWNER", front_end.set_owner())?;
     let offered = refused("GET_FEATURES", front_end.get_features())?;
-    let mut needed = NEEDED.to_vec();
-    if wish.is_gso() {
-        needed.extend(GSO);
-    }
-    if wish.pairs > 1 {
-        needed.push((VIRTIO_NET_F_MQ, "VIRTIO_NET_F_MQ"));
-    }
-    if wish.layout == Layout::Packed {
-        needed.push((VIRTIO_F_RING_PACKED, "VIRTIO_F_RING_PACKED"));
-    }
-    let mut accepted = offered & (1 << VIRTIO_RING_F_EVENT_IDX | 1 << PROTOCOL_FEATURES);
-    for (bit, name) in needed {
-        if offered >> bit & 1 == 0 {
-            return Err(NicError::Lacks(name));
-        }
-        accepted |= 1 << bit;
-    }
+    let accepted = accept(offered, wish)?;
     if accepted >> PROTOCOL_FEATURES & 1 == 1 {
         let offered = refused("GET_PROTOCOL_FEATURES", front_end.get_protocol_features())?;
         let known = VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK;
@@ -212,6 +197,31 @@ fn negotiate(front_end: &mut Frontend, wish: Wish) -> Result<bool, NicError> {
     }
     refused("SET_FEATURES", front_end.set_features(accepted))?;
     Ok(accepted >> VIRTIO_RING_F_EVENT_IDX & 1 == 1)
+}
+
+/// Which of the features `offered` are taken for a NIC of this kind.
+fn accept(offered: u64, wish: Wish) -> Result<u64, NicError> {
+    let mut needed = vec![(VIRTIO_F_VERSION_1, "VIRTIO_F_VERSION_1")];
+    if !fits_one_buffer(wish.size) {
+        needed.push((VIRTIO_NET_F_MRG_RXBUF, "VIRTIO_NET_F_MRG_RXBUF"));
+    }
+    if wish.is_gso() {
+        needed.extend(GSO);
+    }
+    if wish.pairs > 1 {
+        needed.push((VIRTIO_NET_F_MQ, "VIRTIO_NET_F_MQ"));
+    }
+    if wish.layout == Layout::Packed {
+        needed.push((VIRTIO_F_RING_PACKED, "VIRTIO_F_RING_PACKED"));
+    }
+    let mut accepted = offered & LIKED;
+    for (bit, name) in needed {
+        if offered >> bit & 1 == 0 {
+            return Err(NicError::Lacks(name));
+        }
+        accepted |= 1 << bit;
+    }
+    Ok(accepted)
 }
 
 /// Where a queue and its buffers are.
@@ -301,11 +311,16 @@ fn room(chain: usize) -> usize {
 fn chain_bytes(direction: Direction, size: Size) -> usize {
     match direction {
         Direction::Readable => HEADER + size.most(),
-        Direction::Writable => match size.most() > RECEIVE - HEADER {
-            true => PIECE,
-            false => RECEIVE,
+        Direction::Writable => match fits_one_buffer(size) {
+            true => RECEIVE,
+            false => PIECE,
         },
     }
+}
+
+/// Whether a frame never takes more than one of a receiveq's chains.
+fn fits_one_buffer(size: Size) -> bool {
+    size.most() <= RECEIVE - HEADER
 }
 
 /// What both kinds of queues have.
@@ -552,5 +567,62 @@ pub fn wait_for(socket: &Path) {
     let end = Instant::now() + PATIENCE;
     while !socket.exists() && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::QueueSize;
+
+    const LEAST: u64 = 1 << VIRTIO_F_VERSION_1;
+
+    fn wish(size: Size) -> Wish {
+        Wish {
+            layout: Layout::Split,
+            ring: QueueSize::MAX.get(),
+            pairs: 1,
+            size,
+            owner: Party::GUEST,
+        }
+    }
+
+    fn lacks(offered: u64, wish: Wish) -> &'static str {
+        match accept(offered, wish) {
+            Err(NicError::Lacks(name)) => name,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_back_end_without_extras_moves_plain_frames() {
+        assert_eq!(accept(LEAST, wish(Size::Wire(1514))).unwrap(), LEAST);
+        assert_eq!(
+            lacks(LEAST, wish(Size::Wire(9014))),
+            "VIRTIO_NET_F_MRG_RXBUF"
+        );
+        assert_eq!(lacks(0, wish(Size::Wire(64))), "VIRTIO_F_VERSION_1");
+    }
+
+    #[test]
+    fn what_a_wish_needs_must_be_offered() {
+        let merges = LEAST | 1 << VIRTIO_NET_F_MRG_RXBUF;
+        assert_eq!(lacks(merges, wish(Size::Gso)), "VIRTIO_NET_F_CSUM");
+        let pairs = Wish {
+            pairs: 2,
+            ..wish(Size::Wire(64))
+        };
+        assert_eq!(lacks(LEAST, pairs), "VIRTIO_NET_F_MQ");
+        let packed = Wish {
+            layout: Layout::Packed,
+            ..wish(Size::Wire(64))
+        };
+        assert_eq!(lacks(LEAST, packed), "VIRTIO_F_RING_PACKED");
+    }
+
+    #[test]
+    fn nothing_is_taken_that_the_driver_does_not_know() {
+        let all = accept(u64::MAX, wish(Size::Wire(64))).unwrap();
+        assert_eq!(all, LEAST | LIKED);
     }
 }
