@@ -1,7 +1,8 @@
 //! What a run of `scripts/bench` says of the goals that the back-end has, as ratios of that run.
 //!
-//! `cargo bench --bench goals -- FOLDER`. Reads what is there of `results.json` (`ringtap bench --report FOLDER`) and
-//! `guests/results.json` (`ringtap bench guest --report FOLDER/guests`); what was not measured is told as such.
+//! `cargo bench --bench goals -- FOLDER`. Reads what is there of `results.json` (`ringtap bench --report FOLDER`),
+//! `pairs/results.json` (the same with `--pairs 1,2,4`) and `guests/results.json` (`ringtap bench guest --report FOLDER/guests`); what
+//! was not measured is told as such.
 
 use std::fs;
 use std::path::Path;
@@ -33,6 +34,7 @@ fn main() {
     let goals = Backend::read(&folder.join("results.json"))
         .goals()
         .into_iter()
+        .chain(Backend::read(&folder.join("pairs/results.json")).goals_of_pairs())
         .chain(Guests::read(&folder.join("guests/results.json")).goals());
     println!("| work | ratio | goal | measured | |\n|---|---|---|---|---|");
     for goal in goals {
@@ -86,21 +88,21 @@ impl Backend {
         Self(chapters(path))
     }
 
-    fn chapter(&self, work: &str, size: &str) -> &Value {
+    fn chapter(&self, work: &str, size: &str, pairs: u16) -> &Value {
         let mut chapters = self.0.as_array().into_iter().flatten();
         let found =
-            chapters.find(|it| it["work"] == work && it["size"] == size && it["pairs"] == 1);
+            chapters.find(|it| it["work"] == work && it["size"] == size && it["pairs"] == pairs);
         found.unwrap_or(&Value::Null)
     }
 
-    fn rate(&self, work: &str, size: &str, name: &str) -> Option<f64> {
+    fn rate(&self, work: &str, size: &str, pairs: u16, name: &str) -> Option<f64> {
         let figure = |it: &Value| Some(it["count"].as_f64()? / it["seconds"].as_f64()?);
-        median(self.chapter(work, size), name, figure)
+        median(self.chapter(work, size, pairs), name, figure)
     }
 
     fn cpu(&self, work: &str, size: &str, name: &str) -> Option<f64> {
         let figure = |it: &Value| Some(it["usage"]["cpu_ns"].as_f64()? / it["count"].as_f64()?);
-        median(self.chapter(work, size), name, figure)
+        median(self.chapter(work, size, 1), name, figure)
     }
 
     fn goals(&self) -> Vec<Goal> {
@@ -109,7 +111,10 @@ impl Backend {
             work,
             ratio: format!("{size}, rate / that of {peer}"),
             bound,
-            measured: parts(self.rate(work, size, ours), self.rate(work, size, peer)),
+            measured: parts(
+                self.rate(work, size, 1, ours),
+                self.rate(work, size, 1, peer),
+            ),
         };
         let cpu = |size: &str, most| Goal {
             work: "rx",
@@ -119,12 +124,13 @@ impl Backend {
         };
         let round_trip = |name: &str| {
             let figure = |it: &Value| it["latency"]["p50"].as_f64();
-            median(self.chapter("rr", "64 B"), name, figure)
+            median(self.chapter("rr", "64 B", 1), name, figure)
         };
         let wake_ups = |it: &Value| it["usage"]["wake_ups"].as_f64();
         let least = Bound::AtLeast;
         vec![
             rate("tx", "64 B", "dpdk", least(1.2)),
+            rate("tx", "64 B", "cloud-hypervisor", least(4.0)),
             rate("tx", "64 B", hot, least(0.85)),
             rate("tx", "64 B", cold, least(1.0)),
             rate("tx", "1514 B", "dpdk", least(1.3)),
@@ -145,9 +151,25 @@ impl Backend {
                 work: "idle",
                 ratio: "times that it wakes".to_owned(),
                 bound: Bound::AtMost(0.0),
-                measured: median(self.chapter("idle", "no frames"), ours, wake_ups),
+                measured: median(self.chapter("idle", "no frames", 1), ours, wake_ups),
             },
         ]
+    }
+
+    /// Of more pairs: where there are no CPUs for them, they are to cost nothing.
+    fn goals_of_pairs(&self) -> Vec<Goal> {
+        let works = ["tx", "both"].into_iter();
+        let rows = works.flat_map(|work| [2, 4].map(|pairs| (work, pairs)));
+        let goal = |(work, pairs)| {
+            let rate = |pairs| self.rate(work, "64 B", pairs, "ringtap");
+            Goal {
+                work,
+                ratio: format!("64 B, pairs: {pairs}, rate / that of one pair"),
+                bound: Bound::AtLeast(1.0),
+                measured: parts(rate(pairs), rate(1)),
+            }
+        };
+        rows.map(goal).collect()
     }
 }
 
