@@ -139,7 +139,9 @@ pub fn supervise(
 struct Stopping {
     /// When force is used.
     deadline: Instant,
-    /// Whether it has been used.
+    /// Whether the guest's power button was pressed.
+    asked: bool,
+    /// Whether force has been used.
     forced: bool,
 }
 
@@ -332,6 +334,7 @@ impl Supervisor {
         let deadline = Instant::now() + timeout;
         let stopping = self.stopping.get_or_insert(Stopping {
             deadline,
+            asked: false,
             forced: false,
         });
         stopping.deadline = stopping.deadline.min(deadline);
@@ -353,13 +356,21 @@ impl Supervisor {
             machine.process.signal(Signal::KILL);
             return Ok(());
         }
-        let pressed = match &mut machine.monitor {
-            Some(monitor) if !left.is_zero() => {
-                monitor.execute(&qmp::system_powerdown {}).map(drop)
+        let mut again = left; // when to look after it
+        if let Some(monitor) = &mut machine.monitor
+            && !left.is_zero()
+        {
+            stopping.asked = true;
+            match monitor.execute(&qmp::system_powerdown {}) {
+                Ok(_) => again = left.min(PRESS),
+                // On a host that is slow enough QEMU does what it was told and answers too late: the guest has its time all the same.
+                Err(_) => {
+                    let _ = ops.remove(Events::empty(monitor));
+                    machine.monitor = None;
+                }
             }
-            _ => Ok(()),
-        };
-        if left.is_zero() || machine.monitor.is_none() || pressed.is_err() {
+        }
+        if left.is_zero() || !stopping.asked {
             stopping.forced = true;
             // Lets QEMU write to its disks what it holds back.
             machine.process.signal(Signal::TERM);
@@ -367,7 +378,7 @@ impl Supervisor {
             self.note("it has not powered off in its time: ended by force", ops);
             return Ok(());
         }
-        Ok(self.deadline.reset(left.min(PRESS), None)?)
+        Ok(self.deadline.reset(again, None)?)
     }
 
     /// QEMU tells of its guest.
