@@ -5,9 +5,10 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use support::console::Console;
 use support::host::{Said, said};
 use support::lab::tiny_guest;
@@ -249,6 +250,31 @@ fn a_start_that_is_interrupted_leaves_nothing() {
         }
         world.nothing_is_left();
     }
+}
+
+/// A host may be so slow that QEMU answers nothing for longer than anybody would wait for that.
+#[test]
+fn a_guest_whose_qemu_hangs_for_a_while_has_its_time_to_power_off() {
+    let world = World::new("");
+    world.ringtap("start web1").succeeded();
+    drop(world.console());
+    let qemu = Pid::from_raw(world.lab.pids(&QEMU)[0]);
+    kill(qemu, Signal::SIGSTOP).unwrap();
+    std::thread::scope(|scope| {
+        let stop = scope.spawn(|| world.ringtap("stop web1 --timeout 60"));
+        until("it is being stopped", || {
+            world.web1()["state"] == "stopping"
+        });
+        // Its supervisor does not hang with it.
+        let end = Instant::now() + Duration::from_secs(11);
+        while Instant::now() < end {
+            assert_eq!(world.web1()["state"], "stopping");
+        }
+        kill(qemu, Signal::SIGCONT).unwrap();
+        let said = stop.join().unwrap().succeeded();
+        assert!(said.contains("web1: powered off"), "{said}");
+    });
+    world.nothing_is_left();
 }
 
 /// Whoever stops a guest that another is just starting waits until there is something to stop.

@@ -1,7 +1,8 @@
 //! QEMU's monitor: QMP over a socket (QEMU's docs/interop/qmp-spec, qemu-qmp-ref).
 //!
 //! A line is a message. Commands wait for their answers, which QEMU gives at once unless it hangs; events that come
-//! meanwhile are kept for [`Monitor::events`]. QEMU serves one client at a time, and the next once that has gone.
+//! meanwhile are kept for [`Monitor::events`]. A command has a number that its answer has too, so that one which comes too
+//! late for the command is not taken for that of the next. QEMU serves one client at a time, and the next once that has gone.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -50,6 +51,8 @@ pub struct Monitor {
     /// What has come of lines that nobody has looked at yet.
     bytes: Vec<u8>,
     events: VecDeque<Event>,
+    /// Commands sent so far: the number of the last.
+    sent: u64,
 }
 
 impl Monitor {
@@ -66,17 +69,13 @@ impl Monitor {
     ) -> Result<Self, MonitorError> {
         let stream = UnixStream::connect(path)?;
         stream.set_nonblocking(true)?;
-        let mut monitor = Self {
-            stream,
-            bytes: Vec::new(),
-            events: VecDeque::new(),
-        };
+        let mut monitor = Self::on(stream);
         let end = Instant::now() + limit;
         let greeting = monitor.early_line(end, qemu, wait)?;
         let _: QapiCapabilities = serde_json::from_slice(&greeting).map_err(io::Error::from)?;
         // QEMU greets before its machine is made, and answers after that.
         let begin = qmp_capabilities { enable: None };
-        monitor.send(&Execute::<&qmp_capabilities>::from(&begin))?;
+        monitor.tell(&begin)?;
         loop {
             let line = monitor.early_line(end, qemu, wait)?;
             if let Some(answer) = monitor.sort(&line)? {
@@ -86,13 +85,32 @@ impl Monitor {
         }
     }
 
+    fn on(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            bytes: Vec::new(),
+            events: VecDeque::new(),
+            sent: 0,
+        }
+    }
+
     /// Has QEMU do `command`.
     ///
     /// # Errors
     /// It refuses, or does not answer.
     pub fn execute<C: Command>(&mut self, command: &C) -> Result<C::Ok, MonitorError> {
-        let answer = self.ask(C::NAME, &Execute::<&C>::from(command))?;
+        self.tell(command)?;
+        let answer = self.answer(C::NAME)?;
         Ok(serde_json::from_value(answer).map_err(io::Error::from)?)
+    }
+
+    /// Tells QEMU to do `command` once it can, and does not wait for it.
+    ///
+    /// # Errors
+    /// QEMU has ended, or has not read for so long that no more can be sent.
+    pub fn tell<C: Command>(&mut self, command: &C) -> io::Result<()> {
+        let command = Execute::<&C>::from(command);
+        self.send(serde_json::to_value(&command)?)
     }
 
     /// Has QEMU do a command of this name with these arguments: for those that no type has as every version of QEMU takes them.
@@ -104,8 +122,8 @@ impl Monitor {
         command: &'static str,
         arguments: &Value,
     ) -> Result<(), MonitorError> {
-        let request = serde_json::json!({ "execute": command, "arguments": arguments });
-        self.ask(command, &request).map(drop)
+        self.send(serde_json::json!({ "execute": command, "arguments": arguments }))?;
+        self.answer(command).map(drop)
     }
 
     /// Waits for an event that is `meant`, at most `limit`; false where none came. [`Monitor::events`] gives it as well.
@@ -144,22 +162,22 @@ impl Monitor {
         Ok(())
     }
 
-    fn ask(
-        &mut self,
-        command: &'static str,
-        request: &impl serde::Serialize,
-    ) -> Result<Value, MonitorError> {
-        self.send(request)?;
+    /// QEMU's answer to the `command` that was sent last.
+    fn answer(&mut self, command: &'static str) -> Result<Value, MonitorError> {
         loop {
             let line = self.line(PATIENCE)?;
-            if let Some(answer) = self.sort(&line)? {
-                return accepted(command, answer);
+            match self.sort(&line)? {
+                Some(answer) if answer["id"] == self.sent => return accepted(command, answer),
+                Some(late) => tracing::debug!("an answer comes late: {late}"),
+                None => {}
             }
         }
     }
 
-    fn send(&mut self, request: &impl serde::Serialize) -> io::Result<()> {
-        let mut text = serde_json::to_vec(request)?;
+    fn send(&mut self, mut request: Value) -> io::Result<()> {
+        self.sent += 1;
+        request["id"] = self.sent.into();
+        let mut text = serde_json::to_vec(&request)?;
         text.push(b'\n');
         // A request is smaller than any socket's buffer.
         self.stream.write_all(&text)
@@ -272,18 +290,21 @@ pub fn readable(fds: &[BorrowedFd<'_>], limit: Duration) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use qapi::qmp::{query_version, system_powerdown};
+
     use super::*;
+
+    /// A monitor, and QEMU's end of it.
+    fn monitor() -> (Monitor, UnixStream) {
+        let (stream, qemu) = UnixStream::pair().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        (Monitor::on(stream), qemu)
+    }
 
     /// A guest that powers itself off: QEMU says so and is gone, before anybody has looked.
     #[test]
     fn what_qemu_says_last_is_heard() {
-        let (stream, mut qemu) = UnixStream::pair().unwrap();
-        stream.set_nonblocking(true).unwrap();
-        let mut monitor = Monitor {
-            stream,
-            bytes: Vec::new(),
-            events: VecDeque::new(),
-        };
+        let (mut monitor, mut qemu) = monitor();
         assert!(matches!(monitor.events(), (none, Ok(())) if none.is_empty()));
         let event = r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "SHUTDOWN",
             "data": {"guest": true, "reason": "guest-shutdown"}}"#;
@@ -292,5 +313,23 @@ mod tests {
         let (events, ended) = monitor.events();
         assert!(matches!(events[..], [Event::SHUTDOWN { .. }]), "{events:?}");
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn an_answer_that_comes_late_is_not_the_next_commands() {
+        let (mut monitor, mut qemu) = monitor();
+        monitor.tell(&system_powerdown {}).unwrap();
+        writeln!(qemu, r#"{{"return": {{}}, "id": 1}}"#).unwrap();
+        let version = r#"{"qemu": {"major": 10, "minor": 2, "micro": 1}, "package": ""}"#;
+        writeln!(qemu, r#"{{"return": {version}, "id": 2}}"#).unwrap();
+        assert_eq!(monitor.execute(&query_version {}).unwrap().qemu.minor, 2);
+    }
+
+    /// QEMU has its power button pressed every few seconds, and does not read.
+    #[test]
+    fn no_command_waits_for_a_qemu_that_hangs() {
+        let (mut monitor, _qemu) = monitor();
+        let end = (0..100_000).find_map(|_| monitor.tell(&system_powerdown {}).err());
+        assert_eq!(end.unwrap().kind(), io::ErrorKind::WouldBlock);
     }
 }
