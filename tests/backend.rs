@@ -12,6 +12,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use ringtap::tap::Tap;
+use ringtap::types::QueuePairs;
 use support::driver::{DriverRing, MEMORY, USER_BASE, guest_memory};
 use support::front_end::{Events, mem_region, vring_addr, wait_for};
 use support::netns::{BOUND, bounded, wait};
@@ -319,6 +321,15 @@ fn a_busy_tap_is_named() {
     assert!(said.contains("tap t0 is busy"), "{said}");
     assert!(!socket.exists());
     drop(backend);
+
+    // By somebody who is no backend, and claims nothing.
+    let open = || Tap::open(&"t0".parse().unwrap(), QueuePairs::ONE).unwrap();
+    let (tap, queues) = world.netns.within(open);
+    drop(tap);
+    let said = refusal_of(&mut second);
+    assert!(said.contains("tap t0 is busy"), "{said}");
+    assert!(!socket.exists());
+    drop(queues);
 }
 
 #[test]

@@ -7,9 +7,10 @@
 //! untouched: the kernel and the guest's driver agree on that header's layout.
 //!
 //! This file says whose a tap is and how one is had; `macvtap` finds the device of one that is a link on a link, `queue` and
-//! `burst` move frames, `sys` asks the kernel. May touch: `/dev/net/tun`, `/dev/tapN`, tun ioctls, an abstract socket that
-//! claims a tap, `/sys/class/net` to find a macvtap's device and to explain a refusal.
+//! `burst` move frames, `sys` asks the kernel by ioctls, `attached` by netlink. May touch: `/dev/net/tun`, `/dev/tapN`, tun ioctls,
+//! an abstract socket that claims a tap, `/sys/class/net` to find a macvtap's device and to explain a refusal.
 
+mod attached;
 mod burst;
 mod error;
 mod macvtap;
@@ -26,6 +27,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::types::{IfName, QueuePairs};
+use attached::attached_queues;
 pub use burst::DEPTH;
 pub use error::TapError;
 use macvtap::MacvtapNode;
@@ -247,8 +249,8 @@ fn attach_alone(name: &IfName, pairs: QueuePairs) -> Result<Vec<TapQueue>, TapEr
 fn try_attach_alone(name: &IfName, pairs: QueuePairs) -> Result<Vec<TapQueue>, TapError> {
     let queues = (0..pairs.get()).map(|_| TapQueue::of(name, attach(name)?.into(), Some(true)));
     let queues = queues.collect::<Result<Vec<_>, _>>()?;
-    let attached = sys::attached_queues(name)
-        .map_err(|cause| TapError::kernel(name, "count its queues", cause))?;
+    let attached =
+        attached_queues(name).map_err(|cause| TapError::kernel(name, "count its queues", cause))?;
     match attached > u32::from(pairs.get()) {
         true => Err(TapError::Busy(name.clone())),
         false => Ok(queues),

@@ -89,37 +89,6 @@ pub(super) fn always_has_room(queue: &OwnedFd) -> bool {
     check(asked).is_ok() && limit == libc::c_int::MAX
 }
 
-/// How many queues processes have attached to `name` (`ETHTOOL_GCHANNELS`: tun reports them as `combined`).
-pub(super) fn attached_queues(name: &IfName) -> io::Result<u32> {
-    /// `struct ethtool_channels` of linux/ethtool.h.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Channels {
-        cmd: u32,
-        max: [u32; 4],
-        rx: u32,
-        tx: u32,
-        other: u32,
-        combined: u32,
-    }
-    const ETHTOOL_GCHANNELS: u32 = 0x3c;
-    let mut channels = Channels {
-        cmd: ETHTOOL_GCHANNELS,
-        ..Channels::default()
-    };
-    // SAFETY: socket() takes plain values; the result is checked before it is owned.
-    let socket =
-        check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
-    // SAFETY: `socket` was just returned by the kernel and nobody else owns it.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    let mut request = ifreq(name);
-    request.ifr_ifru.ifru_data = (&raw mut channels).cast();
-    // SAFETY: SIOCETHTOOL reads the ifreq and, by `cmd`, reads and writes one ethtool_channels behind
-    // ifru_data; both live over the call and have the kernel's layout.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) })?;
-    Ok(channels.combined)
-}
-
 /// Takes descriptor `fd` over from whoever started this process: the result is a copy that children of this process
 /// don't inherit. The number itself stays open until the process ends, but no longer for its children.
 ///
