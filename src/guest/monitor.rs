@@ -104,7 +104,7 @@ impl Monitor {
         Ok(serde_json::from_value(answer).map_err(io::Error::from)?)
     }
 
-    /// Tells QEMU to do `command` once it can, and does not wait for it.
+    /// Tells QEMU to do `command` once it can. Nobody waits for its answer, so that a refusal is not heard of.
     ///
     /// # Errors
     /// QEMU has ended, or has not read for so long that no more can be sent.

@@ -1,5 +1,6 @@
 //! How many queues of a tap are attached, as rtnetlink tells (`linux/if_link.h`, Linux 4.17): one question by a socket of its own.
-//! ethtool's channels say the same, but not where the kernel is as old as Debian 12's, 6.1.
+//! ethtool's channels say the same, but not where the kernel is as old as Debian 12's, 6.1. `network`'s netlink stands above taps, and
+//! has a runtime that a backend needs for nothing else.
 //!
 //! May touch: a netlink socket, and nothing that it asks about.
 
