@@ -15,12 +15,13 @@ use ringtap::backend::chain::BadChain;
 use ringtap::backend::features::Features;
 use ringtap::backend::guard::{Guard, Reason};
 use ringtap::backend::memory::GuestMemory;
-use ringtap::backend::queue_pair::{BURST, FrameFormat, QueuePair, RxEnd, TxEnd};
+use ringtap::backend::queue_pair::{BURST, FrameFormat, QueuePair, RxEnd, Side, TxEnd};
 use ringtap::backend::ring::{RingLayout, RingPosition};
 use ringtap::backend::vring::{Notifier, Started, Vring};
 use ringtap::tap::{HeaderLen, TapQueue};
 use support::claims::{Claim, POLICY, forged, honest, ipv4, source_of, udp};
 use support::driver::*;
+use support::front_end::wait_for;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -212,6 +213,10 @@ on_both_kinds! {
     an_empty_tap_costs_no_buffer
     a_driver_that_wants_no_notifications_gets_none
     with_event_idx_the_driver_is_notified_when_its_index_is_passed
+    a_call_for_what_was_sent_is_held_for_a_while
+    a_held_call_goes_with_that_for_what_was_received
+    a_held_call_goes_before_the_ring_stops
+    a_call_for_much_that_was_sent_is_not_held
     with_event_idx_kicks_are_asked_for_at_the_drivers_index
     without_event_idx_kicks_are_off_while_there_is_work
     frames_over_the_mtu_are_dropped_and_counted_both_ways
@@ -743,14 +748,67 @@ fn a_driver_that_wants_no_notifications_gets_none(kind: Kind) {
     assert_eq!(world.notifications(), 1);
 }
 
+/// A pair whose driver was told of a sent frame, and then sent another; of which it is to be told later.
+fn with_a_held_call<'m>(memory: &'m Arc<GuestMemory>, setup: &Setup) -> World<'m> {
+    let mut world = World::new(memory, setup);
+    for notifications in [1, 0] {
+        world.transmit(&frame(60, 0));
+        world.pair.process_tx();
+        assert_eq!(world.notifications(), notifications);
+    }
+    assert_eq!(world.tx.completed().len(), 2, "seen by whoever looks");
+    world
+}
+
+fn a_call_for_what_was_sent_is_held_for_a_while(kind: Kind) {
+    let (memory, _) = guest_memory();
+    let mut world = with_a_held_call(&memory, &plain(kind));
+    let calls = wait_for("a call", || {
+        world.pair.call_in_time();
+        Some(world.notifications()).filter(|&calls| calls > 0)
+    });
+    assert_eq!(calls, 1);
+    world.pair.call_in_time();
+    assert_eq!(world.notifications(), 0);
+    assert_eq!(world.pair.tx_counters.calls, 2);
+}
+
+fn a_held_call_goes_with_that_for_what_was_received(kind: Kind) {
+    let (memory, _) = guest_memory();
+    let mut world = with_a_held_call(&memory, &plain(kind));
+    world.post(2048);
+    world.host.send(&frame(60, 1));
+    world.pair.process_rx();
+    assert_eq!(world.notifications(), 2, "one of each ring");
+}
+
+fn a_held_call_goes_before_the_ring_stops(kind: Kind) {
+    let (memory, _) = guest_memory();
+    let mut world = with_a_held_call(&memory, &plain(kind));
+    assert!(world.pair.stop(Side::Rx).is_some());
+    assert_eq!(world.notifications(), 0, "the other ring goes on");
+    assert!(world.pair.stop(Side::Tx).is_some());
+    assert_eq!(world.notifications(), 1);
+    assert!(world.pair.stop(Side::Tx).is_none());
+}
+
+fn a_call_for_much_that_was_sent_is_not_held(kind: Kind) {
+    let (memory, _) = guest_memory();
+    let mut world = with_a_held_call(&memory, &plain(kind));
+    world.transmit(&frame(65_549, 0));
+    world.pair.process_tx();
+    assert_eq!(world.notifications(), 1);
+}
+
 fn with_event_idx_the_driver_is_notified_when_its_index_is_passed(kind: Kind) {
     let (memory, _) = guest_memory();
     let mut world = World::new(&memory, &with_event_idx(kind));
     let mut notified = Vec::new();
-    world.tx.set_used_event(3);
+    world.rx.set_used_event(3);
     for i in 0..8 {
-        world.transmit(&frame(60, i));
-        world.pair.process_tx();
+        world.post(2048);
+        world.host.send(&frame(60, i));
+        world.pair.process_rx();
         notified.push(world.notifications());
     }
     // The first look always notifies: nothing is known of what the driver saw before.

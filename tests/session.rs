@@ -293,6 +293,19 @@ fn calls_may_change_while_rings_run() {
 }
 
 #[test]
+fn a_call_that_is_held_comes_though_nothing_else_happens() {
+    let (memory, file) = guest_memory();
+    let mut served = Served::start();
+    let front_end = served.raw();
+    let mut driver = Driver::new(&memory);
+    qemu_connects(&front_end);
+    qemu_starts(&front_end, &file, &driver, [0, 0]);
+    for seed in 0..100 {
+        driver.transmit(&served.host, seed); // soon after the one before, of which the driver was just told
+    }
+}
+
+#[test]
 fn a_ring_without_a_kick_is_polled() {
     let (memory, file) = guest_memory();
     let mut served = Served::start();

@@ -12,6 +12,7 @@
 pub mod args;
 pub mod capabilities;
 pub mod chain;
+pub mod coalesce;
 pub mod config_space;
 pub mod counters;
 pub mod dirty_log;

@@ -10,6 +10,8 @@
 //! flag remembers what the edge said. So are kicks: each write to an eventfd is an edge, whatever it holds already, and to
 //! leave it there until the ring stops is one system call less a kick.
 //!
+//! What a driver is told of a transmitq's chains may be held back for a while; a timer of the pair's ends that (`coalesce`).
+//!
 //! With `--poll-us` a worker that has nothing to do spins for a while before it sleeps (`spin`), and kicks are off
 //! meanwhile; the turn after a spin in vain asks for them again.
 //!
@@ -46,6 +48,7 @@ const RX_KICK: u32 = 1;
 const TX_KICK: u32 = 2;
 const RX_TIMER: u32 = 3;
 const TX_TIMER: u32 = 4;
+const TX_CALLS: u32 = 5;
 
 /// Why a worker can't do what was asked of it.
 #[derive(Debug, Error)]
@@ -134,7 +137,7 @@ impl Worker {
     pub fn stop(&self, side: Side) -> Result<Option<Started>, WorkerError> {
         let id = self.id;
         self.endpoint.call_blocking(move |ops| {
-            let ring = ops.subscriber_mut(id)?.pair.vring(side).started.take();
+            let ring = ops.subscriber_mut(id)?.pair.stop(side);
             if let Some(kick) = ring.as_ref().and_then(|ring| ring.kick.as_ref()) {
                 ops.event_ops(id)?.remove(kicks(kick, side))?;
                 kick.clear(); // a front-end that goes on with it itself finds what came later
@@ -381,22 +384,27 @@ fn clear(pacer: &mut Option<Pacer>) {
     }
 }
 
+/// Has the loop woken by what the worker itself has.
+fn watch(ops: &mut EventOps, source: &impl AsRawFd, token: u32, events: EventSet) {
+    if let Err(error) = ops.add(Events::with_data(source, token, events)) {
+        let what = match token {
+            TAP => "tap queue",
+            _ => "timer",
+        };
+        let fd = source.as_raw_fd();
+        tracing::error!("{what} {fd} can't be waited for: {error}");
+    }
+}
+
 impl MutEventSubscriber for PairLoop {
     fn init(&mut self, ops: &mut EventOps) {
-        let watched = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-        if let Err(error) = ops.add(Events::with_data(self.pair.tap(), TAP, watched)) {
-            let fd = self.pair.tap().as_raw_fd();
-            tracing::error!("tap queue {fd} can't be waited for: {error}");
-        }
-        let pacers = [
-            (&self.pair.rx_pacer, RX_TIMER),
-            (&self.pair.tx_pacer, TX_TIMER),
-        ];
-        for (pacer, token) in pacers {
-            let Some(pacer) = pacer else { continue };
-            let events = Events::with_data(pacer.timer(), token, EventSet::IN);
-            if let Err(error) = ops.add(events) {
-                tracing::error!("a rate limit's timer can't be waited for: {error}");
+        let edges = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        let pair = &self.pair;
+        watch(ops, pair.tap(), TAP, edges | EventSet::OUT);
+        watch(ops, pair.tx_calls.timer(), TX_CALLS, edges);
+        for (pacer, token) in [(&pair.rx_pacer, RX_TIMER), (&pair.tx_pacer, TX_TIMER)] {
+            if let Some(pacer) = pacer {
+                watch(ops, pacer.timer(), token, EventSet::IN);
             }
         }
     }
@@ -420,6 +428,7 @@ impl MutEventSubscriber for PairLoop {
                 self.tx_throttled = false;
                 clear(&mut self.pair.tx_pacer);
             }
+            TX_CALLS => self.pair.call_in_time(),
             RX_KICK => self.kicked(Side::Rx),
             TX_KICK => self.kicked(Side::Tx),
             _ => {}

@@ -30,13 +30,14 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{MmapRegion, VolatileSlice};
 
+use super::coalesce::Coalescer;
 use super::counters::Counters;
 use super::dirty_log::RegionLog;
 use super::guard::{Guard, HEAD, Refusals};
 use super::heard::Heard;
 use super::rate::{Pacer, Quota};
 use super::ring::MAX_SIZE;
-use super::vring::Vring;
+use super::vring::{Started, Vring};
 use crate::tap::{HeaderLen, TapQueue};
 pub use frame::{FrameFormat, MAX_FRAME};
 use frame::{frame_store, whole};
@@ -115,6 +116,8 @@ pub struct QueuePair {
     pub rx_pacer: Option<Pacer>,
     /// The limit of the second.
     pub tx_pacer: Option<Pacer>,
+    /// When the driver is told of the transmitq's chains.
+    pub tx_calls: Coalescer,
     /// A ring is about to be disabled: its frames do not wait for a limit.
     draining: bool,
     format: FrameFormat,
@@ -137,7 +140,7 @@ impl QueuePair {
     /// A pair with both rings stopped.
     ///
     /// # Errors
-    /// Where there is no memory for its own two frames.
+    /// Where there is no memory for its own two frames, or no timer.
     pub fn new(tap: TapQueue) -> io::Result<Self> {
         Ok(Self {
             rx: Vring::default(),
@@ -149,6 +152,7 @@ impl QueuePair {
             guard: None,
             rx_pacer: None,
             tx_pacer: None,
+            tx_calls: Coalescer::new()?,
             draining: false,
             format: FrameFormat {
                 header: HeaderLen::Short,
@@ -261,6 +265,36 @@ impl QueuePair {
         }
     }
 
+    /// Stops a ring; returns it, or `None` if it was stopped. Of what it has completed the driver has then been told.
+    pub fn stop(&mut self, side: Side) -> Option<Started> {
+        if side == Side::Tx {
+            self.call_held();
+        }
+        self.vring(side).started.take()
+    }
+
+    /// The timer of [`Self::tx_calls`] has told.
+    pub fn call_in_time(&mut self) {
+        if self.tx_calls.expired() {
+            self.call(Side::Tx);
+        }
+    }
+
+    /// Tells the driver at once of what it would be told later.
+    fn call_held(&mut self) {
+        if self.tx_calls.take() {
+            self.call(Side::Tx);
+        }
+    }
+
+    fn call(&mut self, side: Side) {
+        let (vring, counters) = match side {
+            Side::Rx => (&self.rx, &mut self.rx_counters),
+            Side::Tx => (&self.tx, &mut self.tx_counters),
+        };
+        counters.calls += u64::from(vring.notify());
+    }
+
     /// Tells the host's switches where the guest is now, on behalf of a guest that can't (vhost-user "SEND_RARP"): a
     /// broadcast of `mac` into the tap.
     ///
@@ -312,8 +346,8 @@ impl QueuePair {
         if end == TxEnd::RingEmpty && idle == Idle::Park && ring.enable_kicks() {
             end = TxEnd::More;
         }
-        if notify && self.tx.notify() {
-            self.tx_counters.calls += 1;
+        if self.tx_calls.completed(notify, &before, &self.tx_counters) {
+            self.call(Side::Tx);
         }
         bill(&self.tx_pacer, &before, &self.tx_counters);
         end
@@ -358,8 +392,9 @@ impl QueuePair {
         if end == RxEnd::NoBuffers && idle == Idle::Park && ring.enable_kicks() {
             end = RxEnd::More;
         }
-        if notify && self.rx.notify() {
-            self.rx_counters.calls += 1;
+        if notify {
+            self.call(Side::Rx);
+            self.call_held(); // the guest is interrupted anyway
         }
         bill(&self.rx_pacer, &before, &self.rx_counters);
         end
