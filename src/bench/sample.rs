@@ -100,6 +100,7 @@ pub struct Stopwatch<'a> {
     usage: &'a dyn Fn() -> io::Result<Usage>,
     begun: Option<(Instant, Progress, Usage)>,
     start: Instant,
+    warm_up: Duration,
     span: Duration,
 }
 
@@ -110,8 +111,14 @@ impl<'a> Stopwatch<'a> {
             usage,
             begun: None,
             start: Instant::now(),
+            warm_up: WARM_UP,
             span,
         }
+    }
+
+    /// That lets the work go on for so long before what happens counts.
+    pub fn after(self, warm_up: Duration) -> Self {
+        Self { warm_up, ..self }
     }
 
     /// Whether what happens counts.
@@ -125,7 +132,7 @@ impl<'a> Stopwatch<'a> {
             return true;
         }
         match self.begun {
-            None => self.start.elapsed() >= WARM_UP,
+            None => self.start.elapsed() >= self.warm_up,
             Some((begun, ..)) => begun.elapsed() >= self.span,
         }
     }

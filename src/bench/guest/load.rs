@@ -22,7 +22,7 @@ const BETWEEN: Duration = Duration::from_secs(10);
 /// Bytes of a packet of UDP, without headers.
 const UDP_BYTES: u32 = 1448;
 
-/// Packets a second, where that is fixed.
+/// Packets a second, where that is fixed; a guest that QEMU translates does not send as many.
 const PACE: u32 = 100_000;
 
 /// What is sent, and by whom.
@@ -41,7 +41,7 @@ pub enum Load {
         /// Who sends.
         from: From,
     },
-    /// UDP, [`PACE`] packets a second, for what they cost.
+    /// UDP, at most [`PACE`] packets a second, for what they cost.
     Paced {
         /// Who sends.
         from: From,
@@ -106,7 +106,7 @@ impl Load {
             Self::Tcp { from, streams: 1 } => format!("TCP, {}", way(from)),
             Self::Tcp { from, streams } => format!("TCP, {}, {streams} streams", way(from)),
             Self::Udp { from } => format!("UDP, {}", way(from)),
-            Self::Paced { from } => format!("UDP, {}, {} kpps", way(from), PACE / 1000),
+            Self::Paced { from } => format!("UDP, {}, at most {} kpps", way(from), PACE / 1000),
             Self::Ping => "pings".to_owned(),
         }
     }

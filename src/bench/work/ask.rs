@@ -8,13 +8,17 @@ use crate::bench::cpu::Usage;
 use crate::bench::nic::{Nic, Receiveq};
 use crate::bench::sample::{Sample, Stopwatch, Times};
 
+/// The kernel's scheduler takes so long to find where three threads that sleep by turns run best; until then a round trip may take
+/// twice its time.
+const SETTLED: Duration = Duration::from_secs(1);
+
 /// One frame at a time to the host and back. All sleep in between, the host's end as well.
 pub(super) fn ask(nic: &mut Nic, span: Duration) -> Result<Sample, WorkError> {
     let pids = [nic.back_end];
     let (receiveq, transmitq) = &mut nic.pairs[0];
     let mut times = Times::new();
     let usage = || Usage::of_all(&pids);
-    let mut stopwatch = Stopwatch::new(span, &usage);
+    let mut stopwatch = Stopwatch::new(span, &usage).after(SETTLED);
     loop {
         let start = Instant::now();
         let number = transmitq.sent + 1;
