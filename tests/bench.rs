@@ -92,6 +92,37 @@ fn every_kind_of_work_gives_samples_and_leaves_nothing() {
     is_a_whole_report(&dir.path().join("split"));
 }
 
+/// Frames come whole by whatever kind of driver.
+#[test]
+fn drivers_of_all_kinds_are_served() {
+    let netns = Netns::new("bench");
+    for driver in [
+        "--batch 1",
+        "--header apart --batch 7",
+        "--features version-1",
+        "--features version-1,indirect-desc,mrg-rxbuf --header apart",
+        "--features version-1,event-idx,indirect-desc --header apart --ring packed",
+        "--features mrg-rxbuf --queue-size 64",
+        "--features event-idx",
+        "--features indirect-desc --header apart",
+    ] {
+        let chapters = chapters(bench(
+            &netns,
+            &format!("--samples 1 --work both --size 64,1514 {driver}"),
+        ));
+        for chapter in chapters {
+            let sample = &chapter["subjects"][0]["samples"][0];
+            assert!(sample["count"].as_u64() > Some(0), "{driver}: {chapter}");
+        }
+    }
+    let lacks = "--work rx --size 64k --features version-1";
+    let said = bench(&netns, &format!("--samples 1 {lacks}"));
+    assert_eq!(said.code, Some(1));
+    let why = "without VIRTIO_NET_F_MRG_RXBUF, which --features leaves out";
+    assert!(said.out.contains(why), "{said:?}");
+    bench(&netns, "--features mrg").failed(2, &["`mrg` is none of version-1"]);
+}
+
 /// A page with all charts and samples beside the data and a chart.
 fn is_a_whole_report(dir: &Path) {
     let page = page(dir);

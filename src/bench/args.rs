@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use super::driver::Driver;
 use super::guest::GuestBench;
 use super::pattern::Size;
-use super::ring::Layout;
 use super::subject::{Named, Own, Running, Subject};
 use super::work::Work;
-use crate::types::{IfName, QueuePairs, QueueSize};
+use crate::types::{IfName, QueuePairs};
 
 /// What else can be measured.
 #[derive(Debug, Clone, Subcommand)]
@@ -99,13 +99,9 @@ pub struct BenchCommand {
     )]
     size: Vec<Size>,
 
-    /// How the rings are laid out
-    #[arg(long, value_name = "LAYOUT", default_value = "split")]
-    pub ring: Layout,
-
-    /// Descriptors a ring
-    #[arg(long, value_name = "N", default_value_t = QueueSize::MAX)]
-    pub queue_size: QueueSize,
+    /// What the driver is like.
+    #[command(flatten)]
+    pub driver: Driver,
 
     /// How often, how long, and how it is told.
     #[command(flatten)]

@@ -13,6 +13,7 @@
 mod args;
 mod chart;
 mod cpu;
+mod driver;
 mod findings;
 mod guest;
 mod html;
@@ -109,8 +110,7 @@ fn of_subjects(command: &BenchCommand) -> ExitCode {
 
 fn chapter(command: &BenchCommand, work: Work, size: Size, pairs: u16, turns: &Turns) -> Chapter {
     let wish = Wish {
-        layout: command.ring,
-        ring: command.queue_size.get(),
+        driver: command.driver,
         pairs,
         size,
         owner: Party::GUEST,

@@ -1,8 +1,12 @@
 //! A virtio-net driver in this process: the front-end of any vhost-user-net back-end, with buffers that are ready before the
 //! load begins.
 //!
-//! It does what Linux's driver does (one chain a frame, mergeable buffers, no call wanted while it looks by itself), and looks
-//! at its rings when it is told to, so that whoever drives it can leave the CPU to others in between.
+//! It does what Linux's driver does (one chain a frame, mergeable buffers, no call wanted while it looks by itself) where a [`Driver`]
+//! does not say otherwise, and looks at its rings when it is told to, so that whoever drives it can leave the CPU to others in
+//! between.
+
+mod features;
+mod queue;
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -14,29 +18,16 @@ use rustix::net::sockopt::socket_peercred;
 use thiserror::Error;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use virtio_bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
-use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_HOST_TSO4,
-    VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
-};
-use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use vmm_sys_util::poll::PollContext;
 
+use super::driver::Driver;
 use super::memory::Memory;
 use super::pattern::{HEADER, Party, Pattern, Size, Verdict};
-use super::ring::{Direction, DriverRing, Layout, Part, Places, Shape};
+use super::ring::Direction;
 use super::tally::Tally;
-
-/// Says that there are protocol features (vhost-user "Feature bits").
-const PROTOCOL_FEATURES: u32 = 30;
-
-/// Large frames are in pieces of a page, as Linux has them.
-const PIECE: usize = 4096;
-
-/// A receive buffer holds an Ethernet frame of the usual MTU.
-const RECEIVE: usize = 1536;
+use features::{PROTOCOL_FEATURES, accept};
+use queue::{Outline, Plan, Queue, SHORT_HEADER, shorten};
 
 /// How long a back-end may take to appear.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -58,9 +49,12 @@ pub enum NicError {
     },
     /// It lacks a feature.
     #[error(
-        "the back-end does not offer {0}: leave out the --size, --pairs or --ring that needs it"
+        "the back-end does not offer {0}: leave out the --size, --pairs, --ring or --features that needs it"
     )]
     Lacks(&'static str),
+    /// The driver is to do without one that it needs.
+    #[error("without {0}, which --features leaves out, there is no such --size or --ring")]
+    Forgone(&'static str),
     /// No memory, or no more descriptors.
     #[error("memory and events for the driver")]
     Kernel(#[from] io::Error),
@@ -69,10 +63,8 @@ pub enum NicError {
 /// What a NIC is to be like.
 #[derive(Debug, Clone, Copy)]
 pub struct Wish {
-    /// How its rings are laid out.
-    pub layout: Layout,
-    /// Descriptors a ring.
-    pub ring: u16,
+    /// What its driver is like.
+    pub driver: Driver,
     /// Pairs of queues.
     pub pairs: u16,
     /// Frames of either direction.
@@ -112,16 +104,6 @@ pub struct Nic {
     pub pairs: Vec<(Receiveq, Transmitq)>,
 }
 
-/// What is taken where it is offered.
-const LIKED: u64 =
-    1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_NET_F_MRG_RXBUF | 1 << PROTOCOL_FEATURES;
-const GSO: [(u32, &str); 4] = [
-    (VIRTIO_NET_F_CSUM, "VIRTIO_NET_F_CSUM"),
-    (VIRTIO_NET_F_HOST_TSO4, "VIRTIO_NET_F_HOST_TSO4"),
-    (VIRTIO_NET_F_GUEST_CSUM, "VIRTIO_NET_F_GUEST_CSUM"),
-    (VIRTIO_NET_F_GUEST_TSO4, "VIRTIO_NET_F_GUEST_TSO4"),
-];
-
 impl Nic {
     /// Connects to the back-end that listens on `socket`, and starts its rings.
     ///
@@ -132,17 +114,14 @@ impl Nic {
         let stream = reach(socket).map_err(|cause| NicError::Connect(socket.to_owned(), cause))?;
         let peer = socket_peercred(&stream).map_err(io::Error::from)?;
         let mut front_end = Frontend::from_stream(stream, rings);
-        let event_idx = negotiate(&mut front_end, wish)?;
+        let features = negotiate(&mut front_end, wish)?;
 
-        let mut memory = Memory::new(Queue::bytes(wish) * usize::from(2 * wish.pairs))?;
-        let plans = (0..2 * wish.pairs).map(|ring| {
-            let direction = match ring % 2 {
-                0 => Direction::Writable,
-                _ => Direction::Readable,
-            };
-            Plan::take(&mut memory, wish, direction, event_idx)
-        });
-        let plans: Vec<Plan> = plans.collect();
+        let both = [Direction::Writable, Direction::Readable];
+        let outlines = both.map(|direction| Outline::of(wish, direction, features));
+        let bytes: usize = outlines.iter().map(Outline::bytes).sum();
+        let mut memory = Memory::new(bytes * usize::from(wish.pairs))?;
+        let outlines = (0..wish.pairs).flat_map(|_| &outlines);
+        let plans: Vec<Plan> = outlines.map(|it| Plan::take(&mut memory, it)).collect();
         let memory = Arc::new(memory);
         let region = VhostUserMemoryRegionInfo {
             guest_phys_addr: 0,
@@ -155,7 +134,7 @@ impl Nic {
 
         let mut queues = Vec::new();
         for (index, plan) in plans.into_iter().enumerate() {
-            queues.push(plan.start(&mut front_end, &memory, index)?);
+            queues.push(plan.start(&mut front_end, &memory, index, wish.driver.batch)?);
         }
         let mut pairs = Vec::new();
         let mut queues = queues.into_iter();
@@ -181,8 +160,8 @@ fn refused<T>(what: &'static str, done: vhost::Result<T>) -> Result<T, NicError>
     done.map_err(|cause| NicError::Refused { what, cause })
 }
 
-/// Settles features; whether EVENT_IDX is one of them.
-fn negotiate(front_end: &mut Frontend, wish: Wish) -> Result<bool, NicError> {
+/// Settles features, and returns those that are taken.
+fn negotiate(front_end: &mut Frontend, wish: Wish) -> Result<u64, NicError> {
     refused("SET_OWNER", front_end.set_owner())?;
     let offered = refused("GET_FEATURES", front_end.get_features())?;
     let accepted = accept(offered, wish)?;
@@ -196,177 +175,7 @@ fn negotiate(front_end: &mut Frontend, wish: Wish) -> Result<bool, NicError> {
         )?;
     }
     refused("SET_FEATURES", front_end.set_features(accepted))?;
-    Ok(accepted >> VIRTIO_RING_F_EVENT_IDX & 1 == 1)
-}
-
-/// Which of the features `offered` are taken for a NIC of this kind.
-fn accept(offered: u64, wish: Wish) -> Result<u64, NicError> {
-    let mut needed = vec![(VIRTIO_F_VERSION_1, "VIRTIO_F_VERSION_1")];
-    if !fits_one_buffer(wish.size) {
-        needed.push((VIRTIO_NET_F_MRG_RXBUF, "VIRTIO_NET_F_MRG_RXBUF"));
-    }
-    if wish.is_gso() {
-        needed.extend(GSO);
-    }
-    if wish.pairs > 1 {
-        needed.push((VIRTIO_NET_F_MQ, "VIRTIO_NET_F_MQ"));
-    }
-    if wish.layout == Layout::Packed {
-        needed.push((VIRTIO_F_RING_PACKED, "VIRTIO_F_RING_PACKED"));
-    }
-    let mut accepted = offered & LIKED;
-    for (bit, name) in needed {
-        if offered >> bit & 1 == 0 {
-            return Err(NicError::Lacks(name));
-        }
-        accepted |= 1 << bit;
-    }
     Ok(accepted)
-}
-
-/// Where a queue and its buffers are.
-struct Plan {
-    places: Places,
-    shape: Shape,
-    /// Bytes of a chain's buffers, which are behind one another.
-    chain: usize,
-    buffers: usize,
-}
-
-/// Virtqueue descriptors that a chain of `bytes` takes.
-fn pieces(bytes: usize) -> u16 {
-    bytes.div_ceil(PIECE) as u16
-}
-
-impl Plan {
-    fn take(memory: &mut Memory, wish: Wish, direction: Direction, event_idx: bool) -> Self {
-        let chain = chain_bytes(direction, wish.size);
-        let shape = Shape {
-            layout: wish.layout,
-            size: wish.ring,
-            parts: pieces(chain),
-            direction,
-            event_idx,
-        };
-        Self {
-            places: Places::take(memory, wish.ring),
-            shape,
-            chain,
-            buffers: memory.take(usize::from(shape.chains()) * room(chain), 4096),
-        }
-    }
-
-    fn start(
-        self,
-        front_end: &mut Frontend,
-        memory: &Arc<Memory>,
-        index: usize,
-    ) -> Result<Queue, NicError> {
-        let Self { places, shape, .. } = self;
-        let ring = DriverRing::new(memory, places, shape);
-        let address = |at: usize| memory.user_address() + at as u64;
-        let config = VringConfigData {
-            queue_max_size: shape.size,
-            queue_size: shape.size,
-            flags: 0,
-            desc_table_addr: address(places.descriptors),
-            used_ring_addr: address(places.device),
-            avail_ring_addr: address(places.driver),
-            log_addr: None,
-        };
-        let (kick, call) = (EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?);
-        refused("SET_VRING_NUM", front_end.set_vring_num(index, shape.size))?;
-        let base = shape.layout.base();
-        refused("SET_VRING_BASE", front_end.set_vring_base(index, base))?;
-        refused("SET_VRING_ADDR", front_end.set_vring_addr(index, &config))?;
-        refused("SET_VRING_CALL", front_end.set_vring_call(index, &call))?;
-        refused("SET_VRING_KICK", front_end.set_vring_kick(index, &kick))?;
-        let parts = |id: u16| {
-            let at = self.buffers + usize::from(id) * room(self.chain);
-            let pieces = (0..self.chain).step_by(PIECE).map(move |from| Part {
-                at: at + from,
-                len: PIECE.min(self.chain - from) as u32,
-            });
-            pieces.collect()
-        };
-        Ok(Queue {
-            memory: Arc::clone(memory),
-            ring,
-            chains: (0..shape.chains()).map(parts).collect(),
-            chain: self.chain,
-            kick,
-            call,
-            kicks: 0,
-            calls: 0,
-        })
-    }
-}
-
-/// From a chain's buffers to the next one's, so that no two are in one line of a cache.
-fn room(chain: usize) -> usize {
-    chain.next_multiple_of(64)
-}
-
-/// Bytes of buffers that a chain has.
-fn chain_bytes(direction: Direction, size: Size) -> usize {
-    match direction {
-        Direction::Readable => HEADER + size.most(),
-        Direction::Writable => match fits_one_buffer(size) {
-            true => RECEIVE,
-            false => PIECE,
-        },
-    }
-}
-
-/// Whether a frame never takes more than one of a receiveq's chains.
-fn fits_one_buffer(size: Size) -> bool {
-    size.most() <= RECEIVE - HEADER
-}
-
-/// What both kinds of queues have.
-struct Queue {
-    memory: Arc<Memory>,
-    ring: DriverRing,
-    /// The buffers of each chain, by its id.
-    chains: Vec<Vec<Part>>,
-    chain: usize,
-    kick: EventFd,
-    call: EventFd,
-    /// How often either was signalled.
-    kicks: u64,
-    calls: u64,
-}
-
-impl Queue {
-    /// Bytes that a queue and its buffers may take.
-    fn bytes(wish: Wish) -> usize {
-        let ring = usize::from(wish.ring);
-        let both = [Direction::Readable, Direction::Writable];
-        let buffers = both.map(|direction| {
-            let chain = chain_bytes(direction, wish.size);
-            ring / usize::from(pieces(chain)) * room(chain)
-        });
-        buffers[0].max(buffers[1]) + 32 * ring + 16384
-    }
-
-    /// The first bytes of a chain's buffers.
-    fn start_of(&self, id: u16, len: usize) -> vm_memory::VolatileSlice<'_> {
-        self.memory.slice(self.chains[usize::from(id)][0].at, len)
-    }
-
-    fn publish(&mut self) {
-        if self.ring.publish() {
-            // It can only fail when nobody has taken 2^64 of them.
-            let _ = self.kick.write(1);
-            self.kicks += 1;
-        }
-    }
-
-    /// How often the driver has told the device so far, and the device the driver.
-    fn told(&mut self) -> [u64; 2] {
-        self.calls += self.call.read().unwrap_or(0); // there may be none
-        [self.kicks, self.calls]
-    }
 }
 
 /// Frames to the host.
@@ -386,8 +195,12 @@ impl Transmitq {
         let ids = 0..queue.chains.len() as u16;
         for id in ids.clone() {
             let frame = pattern.frame(id.into());
-            queue.start_of(id, frame.len()).copy_from(frame);
-            shorten(&mut queue.chains[usize::from(id)], frame.len());
+            let place = queue.start_of(id, frame.len());
+            place.copy_from(frame);
+            // A short header ends where a long one does.
+            let header = place.offset(queue.skip).expect("in a frame's place");
+            header.copy_from(&frame[..HEADER - queue.skip]);
+            shorten(&mut queue.chains[usize::from(id)], frame.len() - queue.skip);
         }
         Self {
             queue,
@@ -420,8 +233,7 @@ impl Transmitq {
         let frame = self.pattern.frame(id.into()).len();
         let frame = self.queue.start_of(id, frame);
         self.pattern.stamp_in(frame, number);
-        let chain = &self.queue.chains[usize::from(id)];
-        self.queue.ring.offer(id, chain);
+        self.queue.offer(id);
         self.sent += 1;
         true
     }
@@ -438,16 +250,6 @@ impl Transmitq {
             self.done += 1;
         }
     }
-}
-
-/// Leaves `bytes` of a chain's buffers.
-fn shorten(parts: &mut Vec<Part>, bytes: usize) {
-    let mut left = bytes as u32;
-    for part in parts.iter_mut() {
-        part.len = part.len.min(left);
-        left -= part.len;
-    }
-    parts.retain(|part| part.len > 0);
 }
 
 /// Frames from the host.
@@ -471,7 +273,7 @@ impl Receiveq {
             tally: Tally::default(),
         };
         for id in 0..new.queue.chains.len() as u16 {
-            new.give(id);
+            new.queue.offer(id);
         }
         new.queue.publish();
         new
@@ -492,16 +294,14 @@ impl Receiveq {
     /// Looks at what has come, and gives its buffers back.
     pub fn take(&mut self, mut see: impl FnMut(Verdict)) {
         while let Some(used) = self.queue.ring.take_used() {
-            let len = (used.len as usize).min(self.queue.chain);
+            let len = (used.len as usize + self.queue.skip).min(self.queue.chain);
             let start = self.frame.len();
             self.frame.resize(start + len, 0);
             let bytes = self.queue.start_of(used.id, len);
             bytes.copy_to(&mut self.frame[start..]);
-            self.give(used.id);
+            self.queue.offer(used.id);
             if self.rest == 0 {
-                let buffers = self.frame.get(HEADER - 2..HEADER);
-                let buffers = buffers.map_or(1, |bytes| u16::from_le_bytes([bytes[0], bytes[1]]));
-                self.rest = buffers.saturating_sub(1);
+                self.rest = self.buffers().saturating_sub(1);
             } else {
                 self.rest -= 1;
             }
@@ -513,16 +313,19 @@ impl Receiveq {
         self.queue.publish();
     }
 
+    /// How many chains the frame that has begun is in, by its header if that says so.
+    fn buffers(&self) -> u16 {
+        match self.frame.get(SHORT_HEADER..HEADER) {
+            Some(&[low, high]) if self.queue.skip == 0 => u16::from_le_bytes([low, high]),
+            _ => 1,
+        }
+    }
+
     fn verdict(&self) -> Verdict {
         match self.frame.get(HEADER..) {
             Some(frame) => self.pattern.check(frame),
             None => Verdict::Damaged,
         }
-    }
-
-    fn give(&mut self, id: u16) {
-        let chain = &self.queue.chains[usize::from(id)];
-        self.queue.ring.offer(id, chain);
     }
 
     /// Sleeps, as a guest does, until the device tells of a buffer that it has filled, or has filled one; `limit` at most.
@@ -567,62 +370,5 @@ pub fn wait_for(socket: &Path) {
     let end = Instant::now() + PATIENCE;
     while !socket.exists() && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::types::QueueSize;
-
-    const LEAST: u64 = 1 << VIRTIO_F_VERSION_1;
-
-    fn wish(size: Size) -> Wish {
-        Wish {
-            layout: Layout::Split,
-            ring: QueueSize::MAX.get(),
-            pairs: 1,
-            size,
-            owner: Party::GUEST,
-        }
-    }
-
-    fn lacks(offered: u64, wish: Wish) -> &'static str {
-        match accept(offered, wish) {
-            Err(NicError::Lacks(name)) => name,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_back_end_without_extras_moves_plain_frames() {
-        assert_eq!(accept(LEAST, wish(Size::Wire(1514))).unwrap(), LEAST);
-        assert_eq!(
-            lacks(LEAST, wish(Size::Wire(9014))),
-            "VIRTIO_NET_F_MRG_RXBUF"
-        );
-        assert_eq!(lacks(0, wish(Size::Wire(64))), "VIRTIO_F_VERSION_1");
-    }
-
-    #[test]
-    fn what_a_wish_needs_must_be_offered() {
-        let merges = LEAST | 1 << VIRTIO_NET_F_MRG_RXBUF;
-        assert_eq!(lacks(merges, wish(Size::Gso)), "VIRTIO_NET_F_CSUM");
-        let pairs = Wish {
-            pairs: 2,
-            ..wish(Size::Wire(64))
-        };
-        assert_eq!(lacks(LEAST, pairs), "VIRTIO_NET_F_MQ");
-        let packed = Wish {
-            layout: Layout::Packed,
-            ..wish(Size::Wire(64))
-        };
-        assert_eq!(lacks(LEAST, packed), "VIRTIO_F_RING_PACKED");
-    }
-
-    #[test]
-    fn nothing_is_taken_that_the_driver_does_not_know() {
-        let all = accept(u64::MAX, wish(Size::Wire(64))).unwrap();
-        assert_eq!(all, LEAST | LIKED);
     }
 }

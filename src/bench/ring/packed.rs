@@ -9,7 +9,7 @@ use virtio_bindings::bindings::virtio_ring::{
 };
 
 use super::super::memory::Memory;
-use super::{Part, Places, RELAXED, Shape, Used};
+use super::{DESCRIPTOR, INDIRECT, Part, Places, RELAXED, Shape, Used};
 use crate::backend::ring::passes;
 
 /// Whose a descriptor is (virtio 1.3 §2.8.1), and where its flags are.
@@ -93,28 +93,50 @@ impl PackedRing {
     }
 
     pub(super) fn offer(&mut self, id: u16, parts: &[Part]) {
-        let last = parts.len() - 1;
-        for (number, part) in parts.iter().enumerate() {
-            let position = self.avail.after(number as u16, self.shape.size);
-            let mut descriptor = [0; 14];
-            descriptor[..8].copy_from_slice(&(part.at as u64).to_le_bytes());
-            descriptor[8..12].copy_from_slice(&part.len.to_le_bytes());
-            descriptor[12..].copy_from_slice(&id.to_le_bytes());
-            self.memory
-                .slice(self.descriptor(position.slot), 14)
-                .copy_from(&descriptor);
-            let flags = self.flags(position, number < last);
-            if self.held.is_none() {
-                // The device takes slots in order: what is behind this one waits for it.
-                self.held = Some((position, flags));
-            } else {
-                self.memory
-                    .store(self.descriptor(position.slot) + FLAGS, flags, RELAXED);
+        let Some(table) = self.places.table(self.shape, id, parts) else {
+            let last = parts.len() - 1;
+            for (number, part) in parts.iter().enumerate() {
+                self.put(
+                    number as u16,
+                    part,
+                    id,
+                    self.shape.part_flags(number < last),
+                );
             }
+            return self.offered(id, parts.len() as u16);
+        };
+        for (number, part) in parts.iter().enumerate() {
+            // A table's descriptors follow each other (virtio 1.3 §2.8.7).
+            let descriptor = part.descriptor([0, self.shape.part_flags(false)]);
+            let place = table.at + DESCRIPTOR * number;
+            self.memory.slice(place, DESCRIPTOR).copy_from(&descriptor);
         }
-        self.slots[usize::from(id)] = parts.len() as u16;
-        self.fresh += parts.len() as u16;
-        self.avail = self.avail.after(parts.len() as u16, self.shape.size);
+        self.put(0, &table, id, INDIRECT);
+        self.offered(id, 1);
+    }
+
+    /// Fills the slot that is so far behind the next one.
+    fn put(&mut self, ahead: u16, part: &Part, id: u16, flags: u16) {
+        let position = self.avail.after(ahead, self.shape.size);
+        let place = self.descriptor(position.slot);
+        let descriptor = part.descriptor([id, 0]);
+        self.memory
+            .slice(place, FLAGS)
+            .copy_from(&descriptor[..FLAGS]);
+        let flags = flags | if position.wrap { AVAIL } else { USED };
+        if self.held.is_none() {
+            // The device takes slots in order: what is behind this one waits for it.
+            self.held = Some((position, flags));
+        } else {
+            self.memory.store(place + FLAGS, flags, RELAXED);
+        }
+    }
+
+    /// Chain `id` is in the next `slots`.
+    fn offered(&mut self, id: u16, slots: u16) {
+        self.slots[usize::from(id)] = slots;
+        self.fresh += slots;
+        self.avail = self.avail.after(slots, self.shape.size);
     }
 
     pub(super) fn publish(&mut self) -> bool {
@@ -182,12 +204,7 @@ impl PackedRing {
         [AVAIL, USED].map(|bit| flags & bit != 0) == [self.used.wrap; 2]
     }
 
-    fn flags(&self, position: Position, more: bool) -> u16 {
-        let lap = if position.wrap { AVAIL } else { USED };
-        lap | self.shape.part_flags(more)
-    }
-
     fn descriptor(&self, slot: u16) -> usize {
-        self.places.descriptors + 16 * usize::from(slot)
+        self.places.descriptors + DESCRIPTOR * usize::from(slot)
     }
 }

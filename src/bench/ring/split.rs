@@ -1,4 +1,4 @@
-//! A split ring (virtio 1.3 §2.7). Chain `id` has the descriptors from `id * parts` on, linked once and for all.
+//! A split ring (virtio 1.3 §2.7). Chain `id` always has the same descriptors: as many as the largest chain, or one for its table.
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -6,7 +6,7 @@ use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
 use super::super::memory::Memory;
-use super::{Part, Places, RELAXED, Shape, Used};
+use super::{DESCRIPTOR, INDIRECT, Part, Places, RELAXED, Shape, Used};
 use crate::backend::ring::passes;
 
 const NO_INTERRUPT: u16 = VRING_AVAIL_F_NO_INTERRUPT as u16;
@@ -47,23 +47,33 @@ impl SplitRing {
     }
 
     pub(super) fn offer(&mut self, id: u16, parts: &[Part]) {
-        let first = id * self.shape.parts;
-        let last = parts.len() - 1;
-        for (number, part) in parts.iter().enumerate() {
-            let index = first + number as u16;
-            let flags = self.shape.part_flags(number < last);
-            let mut descriptor = [0; 16];
-            descriptor[..8].copy_from_slice(&(part.at as u64).to_le_bytes());
-            descriptor[8..12].copy_from_slice(&part.len.to_le_bytes());
-            descriptor[12..14].copy_from_slice(&flags.to_le_bytes());
-            descriptor[14..].copy_from_slice(&(index + 1).to_le_bytes());
-            let at = self.places.descriptors + 16 * usize::from(index);
-            self.memory.slice(at, 16).copy_from(&descriptor);
+        let first = id * self.shape.slots();
+        let place = self.places.descriptors + DESCRIPTOR * usize::from(first);
+        match self.places.table(self.shape, id, parts) {
+            None => self.link(place, first, parts),
+            Some(table) => {
+                self.link(table.at, 0, parts);
+                self.put(place, table.descriptor([INDIRECT, 0]));
+            }
         }
         let slot = usize::from(self.avail % self.shape.size);
         self.memory
             .store(self.places.driver + 4 + 2 * slot, first, RELAXED);
         self.avail = self.avail.wrapping_add(1);
+    }
+
+    /// Makes descriptors of `parts` at `place`, each of which names the next by its number, from `first` on.
+    fn link(&self, place: usize, first: u16, parts: &[Part]) {
+        let last = parts.len() - 1;
+        for (number, part) in parts.iter().enumerate() {
+            let flags = self.shape.part_flags(number < last);
+            let next = first + number as u16 + 1;
+            self.put(place + DESCRIPTOR * number, part.descriptor([flags, next]));
+        }
+    }
+
+    fn put(&self, place: usize, descriptor: [u8; DESCRIPTOR]) {
+        self.memory.slice(place, DESCRIPTOR).copy_from(&descriptor);
     }
 
     pub(super) fn publish(&mut self) -> bool {
@@ -98,7 +108,7 @@ impl SplitRing {
         let [head, len] = [&element[..4], &element[4..]]
             .map(|bytes| u32::from_le_bytes(bytes.try_into().expect("four bytes")));
         Some(Used {
-            id: head as u16 / self.shape.parts,
+            id: head as u16 / self.shape.slots(),
             len,
         })
     }
