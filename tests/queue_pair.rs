@@ -9,9 +9,11 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use ringtap::backend::chain::BadChain;
+use ringtap::backend::coalesce::Coalescer;
 use ringtap::backend::features::Features;
 use ringtap::backend::guard::{Guard, Reason};
 use ringtap::backend::memory::GuestMemory;
@@ -748,9 +750,13 @@ fn a_driver_that_wants_no_notifications_gets_none(kind: Kind) {
     assert_eq!(world.notifications(), 1);
 }
 
-/// A pair whose driver was told of a sent frame, and then sent another; of which it is to be told later.
-fn with_a_held_call<'m>(memory: &'m Arc<GuestMemory>, setup: &Setup) -> World<'m> {
+/// No test takes so long.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// A pair whose driver was told of a sent frame, and then sent another; of which it is to be told after `gap`.
+fn with_a_held_call<'m>(memory: &'m Arc<GuestMemory>, setup: &Setup, gap: Duration) -> World<'m> {
     let mut world = World::new(memory, setup);
+    world.pair.tx_calls = Coalescer::new(gap).unwrap();
     for notifications in [1, 0] {
         world.transmit(&frame(60, 0));
         world.pair.process_tx();
@@ -762,7 +768,7 @@ fn with_a_held_call<'m>(memory: &'m Arc<GuestMemory>, setup: &Setup) -> World<'m
 
 fn a_call_for_what_was_sent_is_held_for_a_while(kind: Kind) {
     let (memory, _) = guest_memory();
-    let mut world = with_a_held_call(&memory, &plain(kind));
+    let mut world = with_a_held_call(&memory, &plain(kind), Duration::from_secs(1));
     let calls = wait_for("a call", || {
         world.pair.call_in_time();
         Some(world.notifications()).filter(|&calls| calls > 0)
@@ -775,7 +781,7 @@ fn a_call_for_what_was_sent_is_held_for_a_while(kind: Kind) {
 
 fn a_held_call_goes_with_that_for_what_was_received(kind: Kind) {
     let (memory, _) = guest_memory();
-    let mut world = with_a_held_call(&memory, &plain(kind));
+    let mut world = with_a_held_call(&memory, &plain(kind), LONG);
     world.post(2048);
     world.host.send(&frame(60, 1));
     world.pair.process_rx();
@@ -784,7 +790,7 @@ fn a_held_call_goes_with_that_for_what_was_received(kind: Kind) {
 
 fn a_held_call_goes_before_the_ring_stops(kind: Kind) {
     let (memory, _) = guest_memory();
-    let mut world = with_a_held_call(&memory, &plain(kind));
+    let mut world = with_a_held_call(&memory, &plain(kind), LONG);
     assert!(world.pair.stop(Side::Rx).is_some());
     assert_eq!(world.notifications(), 0, "the other ring goes on");
     assert!(world.pair.stop(Side::Tx).is_some());
@@ -794,7 +800,7 @@ fn a_held_call_goes_before_the_ring_stops(kind: Kind) {
 
 fn a_call_for_much_that_was_sent_is_not_held(kind: Kind) {
     let (memory, _) = guest_memory();
-    let mut world = with_a_held_call(&memory, &plain(kind));
+    let mut world = with_a_held_call(&memory, &plain(kind), LONG);
     world.transmit(&frame(65_549, 0));
     world.pair.process_tx();
     assert_eq!(world.notifications(), 1);

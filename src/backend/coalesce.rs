@@ -19,7 +19,7 @@ use super::counters::Counters;
 /// From one call to the next, where it can wait: 4000 a second, as Linux's e1000 has its interrupts under load. QEMU's own device
 /// has 150 us with `tx=timer`. Under TCG a guest sends half as many packets more a second with these, and the device takes half
 /// the CPU for each; 1 ms would double both, at the price of whoever is blocked by a small socket buffer.
-const GAP: Duration = Duration::from_micros(250);
+pub const GAP: Duration = Duration::from_micros(250);
 
 /// No call waits that is of so many chains: a third of the frames of 1500 bytes that Linux lets a socket have under way.
 const CHAINS: u64 = 32;
@@ -30,18 +30,20 @@ const BYTES: u64 = 64 << 10;
 /// The calls of a transmitq.
 #[derive(Debug)]
 pub struct Coalescer {
+    gap: Duration,
     untold: Untold,
     timer: TimerFd,
     timer_runs: bool,
 }
 
 impl Coalescer {
-    /// Of a driver that was told of nothing yet.
+    /// Of a driver that was told of nothing yet, and is told once in `gap` where it can wait: [`GAP`], but in tests.
     ///
     /// # Errors
     /// Those of `timerfd_create`.
-    pub fn new() -> std::io::Result<Self> {
+    pub fn new(gap: Duration) -> std::io::Result<Self> {
         Ok(Self {
+            gap,
             untold: Untold::default(),
             timer: TimerFd::new()?,
             timer_runs: false,
@@ -61,7 +63,7 @@ impl Coalescer {
             return false;
         }
         let now = Instant::now();
-        let wait = self.untold.wait(now);
+        let wait = self.untold.wait(now, self.gap);
         // With no timer, tell early rather than never.
         if !wait.is_zero() && (self.timer_runs || self.timer.reset(wait, None).is_ok()) {
             self.timer_runs = true;
@@ -118,13 +120,13 @@ impl Untold {
         self.bytes += after.bytes - before.bytes;
     }
 
-    /// How long the driver's being told can wait.
-    fn wait(&self, now: Instant) -> Duration {
+    /// How long the driver's being told can wait, with this gap.
+    fn wait(&self, now: Instant, gap: Duration) -> Duration {
         if self.chains >= CHAINS || self.bytes >= BYTES {
             return Duration::ZERO;
         }
         self.since.map_or(Duration::ZERO, |since| {
-            (since + GAP).saturating_duration_since(now)
+            (since + gap).saturating_duration_since(now)
         })
     }
 }
@@ -132,6 +134,9 @@ impl Untold {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// No test takes so long.
+    const LONG: Duration = Duration::from_secs(3600);
 
     fn counters(frames: u64, bytes: u64) -> Counters {
         Counters {
@@ -151,17 +156,17 @@ mod tests {
     fn the_first_call_goes_at_once() {
         let mut untold = Untold::default();
         untold.add(true, &counters(0, 0), &counters(1, 60));
-        assert_eq!(untold.wait(Instant::now()), Duration::ZERO);
+        assert_eq!(untold.wait(Instant::now(), GAP), Duration::ZERO);
     }
 
     #[test]
     fn a_call_waits_until_the_gap_is_over() {
         let told = Instant::now();
         let untold = untold(told, 1, 60);
-        assert_eq!(untold.wait(told), GAP);
+        assert_eq!(untold.wait(told, GAP), GAP);
         let (early, late) = (told + GAP / 5, told + 2 * GAP);
-        assert_eq!(untold.wait(early), GAP * 4 / 5);
-        assert_eq!(untold.wait(late), Duration::ZERO);
+        assert_eq!(untold.wait(early, GAP), GAP * 4 / 5);
+        assert_eq!(untold.wait(late, GAP), Duration::ZERO);
     }
 
     #[test]
@@ -172,14 +177,14 @@ mod tests {
             (CHAINS, 0, false),
             (1, BYTES, false),
         ] {
-            let wait = untold(told, frames, bytes).wait(told);
+            let wait = untold(told, frames, bytes).wait(told, GAP);
             assert_eq!(!wait.is_zero(), waits, "{frames} frames, {bytes} bytes");
         }
     }
 
     #[test]
     fn a_driver_that_does_not_ask_is_not_told() {
-        let mut calls = Coalescer::new().unwrap();
+        let mut calls = Coalescer::new(LONG).unwrap();
         let (none, much) = (counters(0, 0), counters(1000, 60_000));
         assert!(!calls.completed(false, &none, &much));
         assert!(!calls.is_due() && !calls.take());
@@ -187,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_held_call_is_made_once() {
-        let mut calls = Coalescer::new().unwrap();
+        let mut calls = Coalescer::new(LONG).unwrap();
         let (none, one, two) = (counters(0, 0), counters(1, 60), counters(2, 120));
         assert!(calls.completed(true, &none, &one), "the first");
         assert!(!calls.completed(true, &one, &two), "held");
@@ -197,7 +202,7 @@ mod tests {
 
     #[test]
     fn the_timer_tells_of_a_held_call() {
-        let mut calls = Coalescer::new().unwrap();
+        let mut calls = Coalescer::new(Duration::from_secs(1)).unwrap();
         let (none, one, two) = (counters(0, 0), counters(1, 60), counters(2, 120));
         calls.completed(true, &none, &one);
         assert!(!calls.completed(true, &one, &two), "held");

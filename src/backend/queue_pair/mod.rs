@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{MmapRegion, VolatileSlice};
 
-use super::coalesce::Coalescer;
+use super::coalesce::{Coalescer, GAP};
 use super::counters::Counters;
 use super::dirty_log::RegionLog;
 use super::guard::{Guard, HEAD, Refusals};
@@ -152,7 +152,7 @@ impl QueuePair {
             guard: None,
             rx_pacer: None,
             tx_pacer: None,
-            tx_calls: Coalescer::new()?,
+            tx_calls: Coalescer::new(GAP)?,
             draining: false,
             format: FrameFormat {
                 header: HeaderLen::Short,
