@@ -103,7 +103,7 @@ pub fn prefetch_for_write(slice: &Slice<'_>) {
 #[cfg(target_arch = "x86_64")]
 fn prefetch_lines<const HINT: i32>(slice: &Slice<'_>) {
     const LINE: usize = 64;
-    const LINES: usize = 24; // a frame of 1514 bytes; with its first four alone a core sends 6 % fewer
+    const LINES: usize = 24; // a whole frame of 1514 bytes: faster than its first four (`ringtap bench --work tx --size 1514`)
     for at in (0..slice.len()).step_by(LINE).take(LINES) {
         let line = slice.ptr_guard().as_ptr().wrapping_add(at);
         // SAFETY: a prefetch of any address has no effect that a program could see.

@@ -153,8 +153,7 @@ fn field(text: &str, name: &str) -> u64 {
 
 /// While there is this, the thread that has made it, and those that it starts, keep to the last of their CPUs.
 ///
-/// A back-end that is bound to a CPU and never sleeps, as DPDK is, can't give way to whoever loads it: where both meet on one CPU it
-/// has half of it, and half its rate.
+/// A back-end that is bound to a CPU and never sleeps, as DPDK is, can't give way to whoever loads it.
 #[derive(Debug)]
 pub struct Aside {
     before: CpuSet,

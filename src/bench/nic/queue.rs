@@ -151,12 +151,11 @@ impl Plan {
             buffers,
         } = self;
         let ids = 0..usize::from(outline.shape.chains());
-        let starts: Vec<usize> = ids.map(|id| buffers + id * outline.room()).collect();
+        let parts = |id: usize| outline.parts(buffers + id * outline.room());
         Ok(Queue {
             memory: Arc::clone(memory),
             ring: DriverRing::new(memory, places, outline.shape),
-            chains: starts.iter().map(|at| outline.parts(*at)).collect(),
-            starts,
+            chains: ids.map(parts).collect(),
             chain: outline.chain,
             skip: outline.skip,
             batch: batch.unwrap_or(u16::MAX),
@@ -189,9 +188,8 @@ pub(super) fn fits_one_buffer(size: Size) -> bool {
 pub(super) struct Queue {
     memory: Arc<Memory>,
     pub(super) ring: DriverRing,
-    /// The buffers of each chain, by its id, and where its bytes begin.
+    /// The buffers of each chain, by its id.
     pub(super) chains: Vec<Vec<Part>>,
-    starts: Vec<usize>,
     /// See [`Outline`].
     pub(super) chain: usize,
     pub(super) skip: usize,
@@ -208,7 +206,8 @@ pub(super) struct Queue {
 impl Queue {
     /// The first bytes of a chain, its header's first, at whichever length of that.
     pub(super) fn start_of(&self, id: u16, len: usize) -> vm_memory::VolatileSlice<'_> {
-        self.memory.slice(self.starts[usize::from(id)], len)
+        let header = self.chains[usize::from(id)][0].at;
+        self.memory.slice(header - self.skip, len)
     }
 
     /// Adds a chain; the device is told of it by [`Self::publish`], if not before.
