@@ -6,8 +6,6 @@ use std::iter::Sum;
 use std::ops::Sub;
 use std::path::Path;
 
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
 use serde::Serialize;
 
 /// Use of CPU and kernel by a process, all of its threads together.
@@ -151,41 +149,6 @@ fn field(text: &str, name: &str) -> u64 {
         .unwrap_or(0)
 }
 
-/// While there is this, the thread that has made it, and those that it starts, keep to the last of their CPUs.
-///
-/// A back-end that is bound to a CPU and never sleeps, as DPDK is, can't give way to whoever loads it.
-#[derive(Debug)]
-pub struct Aside {
-    before: CpuSet,
-}
-
-/// The calling thread.
-const THIS: Pid = Pid::from_raw(0);
-
-impl Aside {
-    /// Steps aside.
-    ///
-    /// # Errors
-    /// Those of `sched_setaffinity`.
-    pub fn step() -> io::Result<Self> {
-        let before = sched_getaffinity(THIS)?;
-        let mut last = CpuSet::new();
-        let allowed = (0..CpuSet::count())
-            .rev()
-            .find(|cpu| before.is_set(*cpu) == Ok(true));
-        last.set(allowed.unwrap_or_default())?;
-        sched_setaffinity(THIS, &last)?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        // What was allowed before is; were it not, the rest of the run would go on where it is.
-        let _ = sched_setaffinity(THIS, &self.before);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::thread;
@@ -240,18 +203,5 @@ mod tests {
         assert!(used.wake_ups >= 1, "{used:?}");
         assert!(used.io_calls >= 50, "{used:?}");
         assert!(Usage::of(std::process::id()).unwrap().cpu_ns >= used.cpu_ns);
-    }
-
-    #[test]
-    fn who_steps_aside_comes_back() {
-        let before = sched_getaffinity(THIS).unwrap();
-        let aside = Aside::step().unwrap();
-        let now = sched_getaffinity(THIS).unwrap();
-        let cpus = (0..CpuSet::count()).filter(|cpu| now.is_set(*cpu) == Ok(true));
-        let cpus: Vec<usize> = cpus.collect();
-        assert_eq!(cpus.len(), 1);
-        assert_eq!(before.is_set(cpus[0]), Ok(true));
-        drop(aside);
-        assert_eq!(sched_getaffinity(THIS), Ok(before));
     }
 }

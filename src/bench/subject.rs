@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 
 use super::WorkError;
-use super::cpu::{self, Aside};
+use super::cpu;
 use super::link::{self, BenchBridge, BenchTap};
 use super::nic::{self, Nic, Wish};
 use super::pattern::Party;
@@ -257,7 +257,6 @@ fn drive(
         None => link::tap_of(nic.back_end)?,
     };
     link::until_running(&tap)?;
-    let _aside = work.is_flood().then(Aside::step).transpose()?;
     let mut sample = work::with_host(work, &mut nic, &tap, wish, span)?;
     sample.memory = Some(cpu::memory_of(nic.back_end)?);
     Ok(sample)
@@ -276,7 +275,6 @@ fn drive_between(
     let mut to = Nic::connect(to, owned(Party::PEER))?;
     let pids = BTreeSet::from([from.back_end, to.back_end]);
     join(&pids)?;
-    let _aside = work.is_flood().then(Aside::step).transpose()?;
     let mut sample = work::between(work, &mut from, &mut to, wish.size, span)?;
     let memory: u64 = pids
         .iter()

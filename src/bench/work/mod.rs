@@ -60,11 +60,6 @@ impl Work {
         matches!(self, Self::Vm | Self::Churn)
     }
 
-    /// Whether it is as many frames as go.
-    pub fn is_flood(self) -> bool {
-        matches!(self, Self::Tx | Self::Rx | Self::Both | Self::Vm)
-    }
-
     /// What frames are like, if the work says that and not a person.
     pub fn size(self) -> Option<Size> {
         match self {
