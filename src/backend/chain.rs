@@ -84,6 +84,7 @@ impl<'a, 'm> Walk<'a, 'm> {
     }
 
     /// Adds the buffer that a descriptor stands for.
+    #[inline(always)] // see `Ring::next`
     pub(super) fn buffer(
         &mut self,
         addr: GuestAddress,
@@ -99,10 +100,23 @@ impl<'a, 'm> Walk<'a, 'm> {
             return Err(BadChain::ZeroLength);
         }
         self.bytes += len as usize;
+        match self.mem.slice_at_hand(addr, len as usize) {
+            Some(slice) => self.push(slice, buffers),
+            None => self.buffer_elsewhere(addr, len, buffers),
+        }
+    }
+
+    /// Adds one that is in another region than the last, or goes over from one region into the next.
+    #[cold]
+    fn buffer_elsewhere(
+        &mut self,
+        addr: GuestAddress,
+        len: u32,
+        buffers: &mut Vec<Slice<'m>>,
+    ) -> Result<(), BadChain> {
         if let Some(slice) = self.mem.slice(addr, len as usize) {
             return self.push(slice, buffers);
         }
-        // A buffer may go over from one region into the next.
         for slice in self.mem.mem().get_slices(addr, len as usize) {
             self.push(slice.map_err(|_| BadChain::Address)?, buffers)?;
         }

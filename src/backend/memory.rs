@@ -72,14 +72,18 @@ impl<'m> Finder<'m> {
 
     /// The `len` bytes at `addr`; none if they are not all in one region.
     pub fn slice(&self, addr: GuestAddress, len: usize) -> Option<Slice<'m>> {
-        let within = |region: &'m GuestRegionMmap<RegionLog>| {
-            let offset = addr.0.checked_sub(region.start_addr().0)?;
-            region.get_slice(MemoryRegionAddress(offset), len).ok()
-        };
-        self.last.get().and_then(within).or_else(|| {
+        self.slice_at_hand(addr, len).or_else(|| {
             self.last.set(self.mem.find_region(addr));
-            self.last.get().and_then(within)
+            self.slice_at_hand(addr, len)
         })
+    }
+
+    /// As [`Self::slice`], but none also if they are in another region than the one at hand.
+    #[inline(always)]
+    pub fn slice_at_hand(&self, addr: GuestAddress, len: usize) -> Option<Slice<'m>> {
+        let region = self.last.get()?;
+        let offset = addr.0.checked_sub(region.start_addr().0)?;
+        region.get_slice(MemoryRegionAddress(offset), len).ok()
     }
 }
 
@@ -104,7 +108,7 @@ pub fn prefetch_for_write(slice: &Slice<'_>) {
 fn prefetch_lines<const HINT: i32>(slice: &Slice<'_>) {
     const LINE: usize = 64;
     const LINES: usize = 24; // a whole frame of 1514 bytes: faster than its first four (`ringtap bench --work tx --size 1514`)
-    for at in (0..slice.len()).step_by(LINE).take(LINES) {
+    for at in (0..slice.len().min(LINES * LINE)).step_by(LINE) {
         let line = slice.ptr_guard().as_ptr().wrapping_add(at);
         // SAFETY: a prefetch of any address has no effect that a program could see.
         unsafe { std::arch::x86_64::_mm_prefetch::<HINT>(line.cast()) };

@@ -17,7 +17,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use io_uring::register::Restriction;
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::squeue::{self, SubmissionQueue};
+use io_uring::{IoUring, opcode, types};
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
@@ -96,21 +97,22 @@ impl WriteRing {
         let mut next = self.iovecs.as_ptr();
         let mut entries = self.ring.submission();
         for (number, frame) in frames.iter().enumerate() {
-            let entry = match frame {
-                [buffer] => {
-                    let whole = iovec(buffer);
-                    opcode::Write::new(TAP, whole.iov_base.cast(), whole.iov_len as u32).build()
-                }
-                buffers => {
-                    let entry = opcode::Writev::new(TAP, next, buffers.len() as u32).build();
-                    next = next.wrapping_add(buffers.len());
-                    entry
-                }
-            };
             // SAFETY: buffers are VolatileSlices that are alive over this call, and so mapped; iovecs are not touched before
             // the next one. `complete` does not return before the kernel is done with all entries.
-            let pushed = unsafe { entries.push(&entry.user_data(number as u64)) };
-            pushed.expect("the ring is empty between calls, and as deep as a burst is long");
+            let mut push = |entry: squeue::Entry| unsafe { push(&mut entries, entry, number) };
+            // Each kind is put there by itself: an entry that could be either is laid out elsewhere and copied, which takes the CPU
+            // longer than all the rest of this loop.
+            match frame {
+                [buffer] => {
+                    let iovec = iovec(buffer);
+                    let (start, len) = (iovec.iov_base.cast(), iovec.iov_len as u32);
+                    push(opcode::Write::new(TAP, start, len).build());
+                }
+                buffers => {
+                    push(opcode::Writev::new(TAP, next, buffers.len() as u32).build());
+                    next = next.wrapping_add(buffers.len());
+                }
+            }
         }
         drop(entries);
         self.complete(frames.len())?;
@@ -144,6 +146,17 @@ impl WriteRing {
         }
         Ok(())
     }
+}
+
+/// Puts an entry into the ring, as the one of frame `number`.
+///
+/// # Safety
+/// What it points to is there and is not changed by this process until the kernel is done with it.
+#[inline(always)]
+unsafe fn push(entries: &mut SubmissionQueue<'_>, entry: squeue::Entry, number: usize) {
+    // SAFETY: as the caller says.
+    let pushed = unsafe { entries.push(&entry.user_data(number as u64)) };
+    pushed.expect("the ring is empty between calls, and as deep as a burst is long");
 }
 
 impl Drop for WriteRing {

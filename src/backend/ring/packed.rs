@@ -279,6 +279,7 @@ impl<'m> PackedRing<'m> {
         }
     }
 
+    #[inline(always)] // see `Ring::next`
     pub(super) fn next(
         &mut self,
         direction: Direction,
@@ -325,6 +326,7 @@ impl<'m> PackedRing<'m> {
 
     /// Reads the chain that starts at `index`. The end of a chain that breaks a rule is looked for all the same: its
     /// last descriptor has its id. One that goes round the whole ring is cut off there.
+    #[inline(always)]
     fn walk(
         &self,
         index: u16,

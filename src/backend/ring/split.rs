@@ -115,6 +115,7 @@ impl<'m> SplitRing<'m> {
         })
     }
 
+    #[inline(always)] // see `Ring::next`
     pub(super) fn next(
         &mut self,
         direction: Direction,
@@ -157,6 +158,7 @@ impl<'m> SplitRing<'m> {
     }
 
     /// Follows the links from `head`. The longest chain allowed has as many descriptors as the ring (§2.7.5.2).
+    #[inline(always)]
     fn walk(
         &self,
         head: u16,
