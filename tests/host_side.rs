@@ -572,3 +572,60 @@ fn the_receive_rate_holds_in_packets() {
     check_rate(received, start, 200.0, 20.0 + 1.0);
     assert_eq!(backend.end(), Some(0));
 }
+
+/// How often the thread of `backend`'s pair has gone to sleep.
+fn sleeps(backend: &Backend) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", backend.0.id())).unwrap();
+    let read = |task: &Path, name| std::fs::read_to_string(task.join(name)).unwrap();
+    let pair = tasks
+        .map(|task| task.unwrap().path())
+        .find(|task| read(task, "comm").trim_end() == "pair0");
+    let status = read(&pair.expect("a pair's thread"), "status");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn frames_for_which_there_are_no_buffers_wake_nobody() {
+    const FRAMES: usize = 100; // for all of which there are buffers in the end
+    let world = World::new();
+    world.ip("tuntap add dev t0 mode tap multi_queue vnet_hdr");
+    let wire = world.bridged("t0", "lo");
+    let backend = world.serve("--tap t0");
+    let memory = guest_memory();
+    let mut guest = Guest::start(world.connect(), &memory, 1);
+    let bytes = test_frame(BROADCAST, [0x52, 0x54, 0, 0, 0, 9], 200, 1);
+    let send = || wire.tap.send(&bytes[12..]).unwrap();
+    guest.fill(1);
+    // The kernel lets the bridge know of the tap's carrier up to a second late.
+    until("the first frame", || {
+        send();
+        !guest.rings[0].0.completed().is_empty()
+    });
+
+    let before = sleeps(&backend);
+    for _ in 0..FRAMES {
+        send();
+        std::thread::sleep(Duration::from_millis(1)); // long enough to be woken by each
+    }
+    let woken = sleeps(&backend) - before;
+    assert!(woken < 10, "woken {woken} times");
+
+    let received = |guest: &mut Guest<'_>, count| {
+        let mut left = count;
+        until("the frames", || {
+            left -= guest.rings[0].0.completed().len().min(left);
+            left == 0
+        });
+    };
+    guest.fill_with(0, |ring| ring.writable(2048));
+    received(&mut guest, FRAMES);
+    until("a worker asleep", || {
+        guest.rings[0].0.completed().is_empty()
+    });
+    send();
+    received(&mut guest, 1);
+    assert_eq!(backend.end(), Some(0));
+}

@@ -10,6 +10,9 @@
 //! flag remembers what the edge said. So are kicks: each write to an eventfd is an edge, whatever it holds already, and to
 //! leave it there until the ring stops is one system call less a kick.
 //!
+//! An edge comes with each frame, though, also while the guest has no buffers or its rate limit is used up, and it was known that
+//! there are frames. The first that wakes the worker in vain has it stop listening for them until it has emptied the tap.
+//!
 //! What a driver is told of a transmitq's chains may be held back for a while; a timer of the pair's ends that (`coalesce`).
 //!
 //! With `--poll-us` a worker that has nothing to do spins for a while before it sleeps (`spin`), and kicks are off
@@ -22,7 +25,6 @@
 //! stopped is at rest when the call returns, without a lock anywhere.
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -243,6 +245,7 @@ fn run(
 ) -> Result<(), event_manager::Error> {
     loop {
         manager.subscriber_mut(id)?.spin(&mut spin);
+        listen_again(&mut manager, id)?;
         let wait = if manager.subscriber_mut(id)?.has_work() {
             0
         } else {
@@ -261,12 +264,28 @@ fn run(
     }
 }
 
+/// Has the loop told of frames in the tap, once it has been emptied.
+fn listen_again(
+    manager: &mut EventManager<PairLoop>,
+    id: SubscriberId,
+) -> Result<(), event_manager::Error> {
+    let pair_loop = manager.subscriber_mut(id)?;
+    if !pair_loop.is_deaf || pair_loop.tap_readable {
+        return Ok(());
+    }
+    pair_loop.is_deaf = false;
+    let events = pair_loop.tap_events();
+    manager.event_ops(id)?.modify(events) // tells of a frame that has come meanwhile
+}
+
 /// A queue pair and what is known of its surroundings.
 #[derive(Debug)]
 struct PairLoop {
     pair: QueuePair,
     /// The tap may have frames.
     tap_readable: bool,
+    /// That it has is known, and not listened for: never where it may have none.
+    is_deaf: bool,
     /// The receiveq may have buffers enough.
     rx_room: bool,
     /// The transmitq may have chains.
@@ -286,6 +305,7 @@ impl PairLoop {
         Self {
             pair,
             tap_readable: true,
+            is_deaf: false,
             rx_room: false,
             tx_chains: false,
             tap_writable: true,
@@ -319,6 +339,31 @@ impl PairLoop {
 
     fn can_receive(&self) -> bool {
         !self.rx_throttled && self.tap_readable && (self.rx_room || self.pair.rx.is_polled())
+    }
+
+    /// What of the tap is waited for.
+    fn tap_events(&self) -> Events {
+        let edges = EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        let edges = match self.is_deaf {
+            true => edges,
+            false => edges | EventSet::IN,
+        };
+        Events::with_data(self.pair.tap(), TAP, edges)
+    }
+
+    /// The tap has frames.
+    fn frames_came(&mut self, ops: &mut EventOps) {
+        let in_vain = self.tap_readable && !self.can_receive();
+        self.tap_readable = true;
+        if in_vain && !self.is_deaf {
+            self.is_deaf = true;
+            if let Err(error) = ops.modify(self.tap_events()) {
+                tracing::warn!(
+                    "each frame wakes the worker, for the tap's events can't be changed: {error}"
+                );
+                self.is_deaf = false;
+            }
+        }
     }
 
     /// A burst in either direction, where there may be work.
@@ -385,13 +430,13 @@ fn clear(pacer: &mut Option<Pacer>) {
 }
 
 /// Has the loop woken by what the worker itself has.
-fn watch(ops: &mut EventOps, source: &impl AsRawFd, token: u32, events: EventSet) {
-    if let Err(error) = ops.add(Events::with_data(source, token, events)) {
+fn watch(ops: &mut EventOps, events: Events) {
+    let (fd, token) = (events.fd(), events.data());
+    if let Err(error) = ops.add(events) {
         let what = match token {
             TAP => "tap queue",
             _ => "timer",
         };
-        let fd = source.as_raw_fd();
         tracing::error!("{what} {fd} can't be waited for: {error}");
     }
 }
@@ -400,19 +445,24 @@ impl MutEventSubscriber for PairLoop {
     fn init(&mut self, ops: &mut EventOps) {
         let edges = EventSet::IN | EventSet::EDGE_TRIGGERED;
         let pair = &self.pair;
-        watch(ops, pair.tap(), TAP, edges | EventSet::OUT);
-        watch(ops, pair.tx_calls.timer(), TX_CALLS, edges);
+        watch(ops, self.tap_events());
+        watch(
+            ops,
+            Events::with_data(pair.tx_calls.timer(), TX_CALLS, edges),
+        );
         for (pacer, token) in [(&pair.rx_pacer, RX_TIMER), (&pair.tx_pacer, TX_TIMER)] {
             if let Some(pacer) = pacer {
-                watch(ops, pacer.timer(), token, EventSet::IN);
+                watch(ops, Events::with_data(pacer.timer(), token, EventSet::IN));
             }
         }
     }
 
-    fn process(&mut self, events: Events, _ops: &mut EventOps) {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
         match events.data() {
             TAP => {
-                self.tap_readable |= events.event_set().contains(EventSet::IN);
+                if events.event_set().contains(EventSet::IN) {
+                    self.frames_came(ops);
+                }
                 self.tap_writable |= events.event_set().contains(EventSet::OUT);
                 if events.event_set().contains(EventSet::ERROR)
                     && let Err(error) = self.lost.write(1)
