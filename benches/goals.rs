@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Bytes of a packet of UDP, without headers (`ringtap bench guest`).
 const UDP_BYTES: u32 = 1448;
@@ -209,17 +209,18 @@ impl Guests {
         let mut goals = Vec::new();
         for pairs in [1, 2] {
             for (from, way) in ways {
-                let load = serde_json::json!({ "tcp": { "from": from, "streams": 1 } });
-                goals.push(Goal {
-                    work: "iperf3",
-                    ratio: format!("{way}, pairs: {pairs}, rate / that of QEMU's tap"),
-                    bound: Bound::AtLeast(1.0),
-                    measured: compared(&load, pairs, &|it| it["bits_per_second"].as_f64()),
-                });
+                for (what, load) in loads(from) {
+                    goals.push(Goal {
+                        work: "iperf3",
+                        ratio: format!("{what} {way}, pairs: {pairs}, rate / that of QEMU's tap"),
+                        bound: Bound::AtLeast(1.0),
+                        measured: compared(&load, pairs, &|it| it["bits_per_second"].as_f64()),
+                    });
+                }
             }
         }
         for (from, way) in ways {
-            let load = serde_json::json!({ "paced": { "from": from } });
+            let load = json!({ "paced": { "from": from } });
             let cpu = |it: &Value| Some(it["device_ns"].as_f64()? / it["bytes"].as_f64()?);
             let [ours, theirs] = ["ringtap", "QEMU's tap"].map(|name| self.kpps(&load, name));
             goals.push(Goal {
@@ -241,6 +242,16 @@ impl Guests {
         }
         goals
     }
+}
+
+/// What iperf3 sends as fast as it goes, as `scripts/bench --publish` has it.
+fn loads(from: &str) -> [(&'static str, Value); 3] {
+    let tcp = |streams| json!({ "tcp": { "from": from, "streams": streams } });
+    [
+        ("TCP", tcp(1)),
+        ("TCP in 4 streams", tcp(4)),
+        ("UDP", json!({ "udp": { "from": from } })),
+    ]
 }
 
 fn parts(ours: Option<f64>, theirs: Option<f64>) -> Option<f64> {
