@@ -100,8 +100,8 @@ impl WriteRing {
             // SAFETY: buffers are VolatileSlices that are alive over this call, and so mapped; iovecs are not touched before
             // the next one. `complete` does not return before the kernel is done with all entries.
             let mut push = |entry: squeue::Entry| unsafe { push(&mut entries, entry, number) };
-            // Each kind is put there by itself: an entry that could be either is laid out elsewhere and copied, which takes the CPU
-            // longer than all the rest of this loop.
+            // Each kind is put there by itself: an entry that could be either is laid out elsewhere and copied, for which the CPU
+            // waits until its own stores are done.
             match frame {
                 [buffer] => {
                     let iovec = iovec(buffer);
