@@ -19,7 +19,7 @@ th, td { padding: .15rem .6rem; text-align: right }
 th:first-child, td:first-child { text-align: left }
 tbody tr:nth-child(odd) { background: #8881 }
 dt { font-weight: bold } dd { margin: 0 0 .5rem }
-code { overflow-wrap: anywhere }
+code { overflow-wrap: anywhere; white-space: pre-wrap }
 .void { color: #d55e00; text-align: left }
 svg { max-width: 100%; height: auto }
 ";
