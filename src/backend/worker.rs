@@ -284,7 +284,7 @@ struct PairLoop {
     pair: QueuePair,
     /// The tap may have frames.
     tap_readable: bool,
-    /// That it has is known, and not listened for: never where it may have none.
+    /// No event tells of frames in the tap. Only while `tap_readable`: those that come then tell nothing new.
     is_deaf: bool,
     /// The receiveq may have buffers enough.
     rx_room: bool,
