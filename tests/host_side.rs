@@ -587,23 +587,24 @@ fn sleeps(backend: &Backend) -> u64 {
     line.unwrap().trim().parse().unwrap()
 }
 
-#[test]
-fn frames_for_which_there_are_no_buffers_wake_nobody() {
-    for polling in ["--poll-us 0", "--poll-us 50"] {
-        wake_nobody_without_buffers(polling);
-    }
-}
+/// For all of which there are buffers in the end.
+const WAITING: usize = 100;
 
-fn wake_nobody_without_buffers(polling: &str) {
-    const FRAMES: usize = 100; // for all of which there are buffers in the end
+/// Sends [`WAITING`] frames to a guest that has no buffers, which is not to wake the worker each time; then does the rest.
+fn with_frames_that_wait(
+    options: &str,
+    rest: impl FnOnce(&World, Backend, &mut Guest<'_>, &dyn Fn()),
+) {
     let world = World::new();
     world.ip("tuntap add dev t0 mode tap multi_queue vnet_hdr");
     let wire = world.bridged("t0", "lo");
-    let backend = world.serve(&format!("--tap t0 {polling}"));
+    let backend = world.serve(&format!("--tap t0 {options}"));
     let memory = guest_memory();
     let mut guest = Guest::start(world.connect(), &memory, 1);
     let bytes = test_frame(BROADCAST, [0x52, 0x54, 0, 0, 0, 9], 200, 1);
-    let send = || wire.tap.send(&bytes[12..]).unwrap();
+    let send = || {
+        wire.tap.send(&bytes[12..]).unwrap();
+    };
     guest.fill(1);
     // The kernel lets the bridge know of the tap's carrier up to a second late.
     until("the first frame", || {
@@ -612,26 +613,40 @@ fn wake_nobody_without_buffers(polling: &str) {
     });
 
     let before = sleeps(&backend);
-    for _ in 0..FRAMES {
+    for _ in 0..WAITING {
         send();
         std::thread::sleep(Duration::from_millis(1)); // long enough to be woken by each
     }
     let woken = sleeps(&backend) - before;
-    assert!(woken < 10, "{polling}: woken {woken} times");
+    assert!(woken < 10, "{options}: woken {woken} times");
+    rest(&world, backend, &mut guest, &send);
+}
 
-    let received = |guest: &mut Guest<'_>, count| {
-        let mut left = count;
-        until("the frames", || {
-            left -= guest.rings[0].0.completed().len().min(left);
-            left == 0
+#[test]
+fn frames_that_wait_for_buffers_wake_nobody_and_come_in_the_end() {
+    for options in ["--poll-us 0", "--poll-us 50"] {
+        with_frames_that_wait(options, |_, backend, guest, send| {
+            let received = |guest: &mut Guest<'_>, count| {
+                let mut left = count;
+                until("the frames", || {
+                    left -= guest.rings[0].0.completed().len().min(left);
+                    left == 0
+                });
+            };
+            guest.fill_with(0, |ring| ring.writable(2048));
+            received(guest, WAITING);
+            until("an empty tap", || guest.rings[0].0.completed().is_empty());
+            send();
+            received(guest, 1);
+            assert_eq!(backend.end(), Some(0));
         });
-    };
-    guest.fill_with(0, |ring| ring.writable(2048));
-    received(&mut guest, FRAMES);
-    until("a worker asleep", || {
-        guest.rings[0].0.completed().is_empty()
+    }
+}
+
+#[test]
+fn a_tap_is_missed_also_while_its_frames_wait_for_buffers() {
+    with_frames_that_wait("", |world, mut backend, _, _| {
+        world.ip("link delete t0");
+        assert_eq!(backend.ended(), Some(1));
     });
-    send();
-    received(&mut guest, 1);
-    assert_eq!(backend.end(), Some(0));
 }

@@ -11,7 +11,8 @@
 //! leave it there until the ring stops is one system call less a kick.
 //!
 //! An edge comes with each frame, though, also while the guest has no buffers or its rate limit is used up, and it was known that
-//! there are frames. The first that wakes the worker in vain has it stop listening for them until it has emptied the tap.
+//! there are frames. The first that wakes the worker in vain has it stop listening for them until it has emptied the tap. It looks
+//! once a second meanwhile, for a tap that is deleted wakes only those who listen for frames (`tun_detach_all`).
 //!
 //! What a driver is told of a transmitq's chains may be held back for a while; a timer of the pair's ends that (`coalesce`).
 //!
@@ -51,6 +52,9 @@ const TX_KICK: u32 = 2;
 const RX_TIMER: u32 = 3;
 const TX_TIMER: u32 = 4;
 const TX_CALLS: u32 = 5;
+
+/// Milliseconds that a worker sleeps at most while it does not listen for frames.
+const DEAF: i32 = 1000;
 
 /// Why a worker can't do what was asked of it.
 #[derive(Debug, Error)]
@@ -246,17 +250,16 @@ fn run(
     loop {
         manager.subscriber_mut(id)?.spin(&mut spin);
         listen_again(&mut manager, id)?;
-        let wait = if manager.subscriber_mut(id)?.has_work() {
-            0
-        } else {
-            -1
-        };
+        let wait = manager.subscriber_mut(id)?.patience();
         let asleep = Instant::now();
-        manager.run_with_timeout(wait)?;
+        let events = manager.run_with_timeout(wait)?;
         if wait != 0 {
             spin.woke_after(asleep.elapsed());
         }
         let pair_loop = manager.subscriber_mut(id)?;
+        if wait == DEAF && events == 0 {
+            pair_loop.tap_readable = false; // to be told anew of its frames, or of its end
+        }
         if pair_loop.ended {
             return Ok(());
         }
@@ -331,6 +334,15 @@ impl PairLoop {
 
     fn has_work(&self) -> bool {
         self.can_transmit() || self.can_receive()
+    }
+
+    /// For how many milliseconds to wait for events; -1 without an end.
+    fn patience(&self) -> i32 {
+        match (self.has_work(), self.is_deaf) {
+            (true, _) => 0,
+            (false, true) => DEAF,
+            (false, false) => -1,
+        }
     }
 
     fn can_transmit(&self) -> bool {
