@@ -231,6 +231,8 @@ enum Mischief {
     Doubles,
     /// Two frames change their places.
     Swaps,
+    /// It lets the first frames wait for a while, which is none.
+    BeginsLate,
 }
 
 impl Mischief {
@@ -250,7 +252,7 @@ impl Mischief {
             return vec![frame];
         }
         match self {
-            Self::None => vec![frame],
+            Self::None | Self::BeginsLate => vec![frame],
             Self::Loses => Vec::new(),
             Self::Damages => {
                 let middle = 12 + 14 + (frame.len() - 26) / 2;
@@ -293,6 +295,12 @@ fn rogue(netns: &Netns, tap: &str, socket: &Path, mischief: Mischief, period: u6
 fn relay(queue: &TapQueue, end: &HostEnd, mischief: Mischief, period: u64) {
     let (mut to_tap, mut to_guest) = ((0, None), (0, None));
     let mut buffer = vec![0; 1 << 17];
+    let ends = [queue.as_fd(), end.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    let wait = || poll(&mut ends.clone(), PollTimeout::NONE).unwrap();
+    if mischief == Mischief::BeginsLate {
+        wait();
+        thread::sleep(Duration::from_millis(500));
+    }
     loop {
         while let Some(frame) = end.receive() {
             for mut frame in mischief.apply(period, to_tap.0, frame, &mut to_tap.1) {
@@ -309,8 +317,7 @@ fn relay(queue: &TapQueue, end: &HostEnd, mischief: Mischief, period: u64) {
             }
             to_guest.0 += 1;
         }
-        let wanted = [queue.as_fd(), end.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        poll(&mut wanted.clone(), PollTimeout::NONE).unwrap();
+        wait();
     }
 }
 
@@ -323,7 +330,7 @@ fn of_a_rogue(mischief: Mischief, work: &str) -> (Option<i32>, String) {
     let period = if work == "churn" { 100 } else { 1000 };
     rogue(&netns, TAP, Path::new(&sockets[0]), mischief, period);
     let mut words = format!("--socket {} --tap {TAP} --samples 1", sockets[0]);
-    if work == "churn" {
+    if ["vm", "churn"].contains(&work) {
         rogue(
             &netns,
             "tap-peer",
@@ -363,6 +370,15 @@ fn a_back_end_that_harms_frames_voids_the_run() {
             let count = count.rsplit(' ').next().unwrap();
             assert!(count.parse::<u64>().unwrap() > 0, "{what}");
         }
+    }
+}
+
+/// So does DPDK's testpmd, which listens some time before it forwards.
+#[test]
+fn a_back_end_that_begins_late_is_waited_for() {
+    for work in ["tx", "rx", "both", "vm", "churn"] {
+        let said = of_a_rogue(Mischief::BeginsLate, work);
+        assert_eq!(said, (Some(0), String::new()), "{work}");
     }
 }
 

@@ -8,6 +8,7 @@
 mod features;
 mod queue;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -156,6 +157,27 @@ impl Nic {
     }
 }
 
+impl Nic {
+    /// The pairs of whose streams a whole frame has come, by whichever pair: who has sent nothing gets frames by any.
+    pub fn heard(&mut self) -> BTreeSet<usize> {
+        let patterns: Vec<Pattern> = self
+            .pairs
+            .iter()
+            .map(|(rx, _)| rx.pattern.clone())
+            .collect();
+        let mut heard = BTreeSet::new();
+        for (receiveq, _) in &mut self.pairs {
+            receiveq.frames(|_, frame| {
+                let is_whole = |pattern: &Pattern| {
+                    frame.is_some_and(|it| matches!(pattern.check(it), Verdict::Whole(_)))
+                };
+                heard.extend((0..patterns.len()).filter(|pair| is_whole(&patterns[*pair])));
+            });
+        }
+        heard
+    }
+}
+
 fn refused<T>(what: &'static str, done: vhost::Result<T>) -> Result<T, NicError> {
     done.map_err(|cause| NicError::Refused { what, cause })
 }
@@ -293,6 +315,17 @@ impl Receiveq {
 
     /// Looks at what has come, and gives its buffers back.
     pub fn take(&mut self, mut see: impl FnMut(Verdict)) {
+        self.frames(|pattern, frame| {
+            see(match frame {
+                Some(frame) => pattern.check(frame),
+                None => Verdict::Damaged,
+            });
+        });
+    }
+
+    /// Has `see` look at each frame that has come, without its header if it is longer than that, beside what is to come here; gives
+    /// the buffers back.
+    fn frames(&mut self, mut see: impl FnMut(&Pattern, Option<&[u8]>)) {
         while let Some(used) = self.queue.ring.take_used() {
             let len = (used.len as usize + self.queue.skip).min(self.queue.chain);
             let start = self.frame.len();
@@ -306,7 +339,7 @@ impl Receiveq {
                 self.rest -= 1;
             }
             if self.rest == 0 {
-                see(self.verdict());
+                see(&self.pattern, self.frame.get(HEADER..));
                 self.frame.clear();
             }
         }
@@ -318,13 +351,6 @@ impl Receiveq {
         match self.frame.get(SHORT_HEADER..HEADER) {
             Some(&[low, high]) if self.queue.skip == 0 => u16::from_le_bytes([low, high]),
             _ => 1,
-        }
-    }
-
-    fn verdict(&self) -> Verdict {
-        match self.frame.get(HEADER..) {
-            Some(frame) => self.pattern.check(frame),
-            None => Verdict::Damaged,
         }
     }
 

@@ -26,9 +26,7 @@ pub(super) fn churn(
     pids: &[u32],
     span: Duration,
 ) -> Result<Sample, WorkError> {
-    let mut client = End::of(from);
-    client.heard()?; // by what the server has made itself known, which is no answer
-    let mut churn = Churn::new(client, End::of(to));
+    let mut churn = Churn::new(End::of(from), End::of(to));
     let sample = churn.measure(pids, span)?;
     churn.end()?;
     Ok(sample)

@@ -1,13 +1,16 @@
 //! From a guest to another on the same bridge.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::churn::churn;
-use super::{Load, Work, drain, introduce, progress};
+use super::{LAST, Load, SILENCE, Work, drain, progress};
 use crate::bench::WorkError;
 use crate::bench::nic::{Nic, Receiveq, Transmitq};
 use crate::bench::pattern::Size;
 use crate::bench::sample::{Progress, Sample};
+use crate::bench::wire::NAP;
 
 /// Has the guest of the first NIC send to that of the second for `span`, as much as goes.
 ///
@@ -22,11 +25,46 @@ pub fn between(
 ) -> Result<Sample, WorkError> {
     let mut pids = vec![from.back_end, to.back_end];
     pids.dedup();
-    introduce(to);
+    introduce(to, from)?;
     match work {
         Work::Churn => churn(from, to, &pids, span),
         _ => stream(from, to, size, &pids, span),
     }
+}
+
+/// Has a guest send of each flow until the other has heard each: then both back-ends forward, the bridge knows where that guest is,
+/// and its tap which queue each flow is of.
+fn introduce(guest: &mut Nic, to: &mut Nic) -> Result<(), WorkError> {
+    let end = Instant::now() + LAST;
+    let flows = guest.pairs.len();
+    let mut heard = BTreeSet::new();
+    while heard.len() < flows {
+        if Instant::now() > end {
+            let heard = heard.len();
+            let why = format!("of {flows} flows from guest to guest {heard} arrive");
+            return Err(WorkError::Void(why));
+        }
+        for (_, transmitq) in &mut guest.pairs {
+            transmitq.turn(transmitq.sent + 1);
+        }
+        heard.append(&mut heard_until_silence(to));
+    }
+    Ok(())
+}
+
+/// See [`Nic::heard`]; nothing of that is under way any more.
+fn heard_until_silence(nic: &mut Nic) -> BTreeSet<usize> {
+    let mut all = BTreeSet::new();
+    let mut last = Instant::now();
+    while last.elapsed() < SILENCE {
+        let mut heard = nic.heard();
+        match heard.is_empty() {
+            true => thread::sleep(NAP),
+            false => last = Instant::now(),
+        }
+        all.append(&mut heard);
+    }
+    all
 }
 
 fn stream(

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::ask::ask;
-use super::{LAST, Load, SILENCE, Work, drain, introduce, progress};
+use super::{LAST, Load, SILENCE, Work, drain, progress};
 use crate::bench::WorkError;
 use crate::bench::cpu::Usage;
 use crate::bench::link;
@@ -52,7 +52,7 @@ pub fn with_host(
     }
     let out = match work {
         Work::Rx => {
-            introduce(nic);
+            check_each(nic, tap, &to_host, 1)?; // and so its tap knows which queue each flow is of
             None
         }
         _ => Some(Out::begin(nic, tap, &to_host)?),
@@ -96,7 +96,11 @@ struct Out<'a> {
 impl<'a> Out<'a> {
     /// Sends a few of which every one is looked at, and has the others looked at now and then.
     fn begin(nic: &mut Nic, tap: &'a IfName, patterns: &[Pattern]) -> Result<Self, WorkError> {
-        check_each(nic, tap, patterns)?;
+        let count = match patterns[0].size() {
+            Size::Gso => CHECKED / 10,
+            _ => CHECKED,
+        };
+        check_each(nic, tap, patterns, count)?;
         let next = nic.pairs.iter().map(|(_, transmitq)| transmitq.sent);
         let sent = next.clone().sum();
         let streams = patterns.iter().cloned().zip(next).collect();
@@ -134,15 +138,16 @@ impl<'a> Out<'a> {
     }
 }
 
-/// Sends a few of which every one is looked at.
-fn check_each(nic: &mut Nic, tap: &IfName, patterns: &[Pattern]) -> Result<(), WorkError> {
+/// Sends `count` of each stream, of which every one is looked at.
+fn check_each(
+    nic: &mut Nic,
+    tap: &IfName,
+    patterns: &[Pattern],
+    count: u64,
+) -> Result<(), WorkError> {
     let next = nic.pairs.iter().map(|(_, transmitq)| transmitq.sent);
     let streams: Vec<(Pattern, u64)> = patterns.iter().cloned().zip(next).collect();
     let first: Vec<u64> = streams.iter().map(|(_, next)| *next).collect();
-    let count = match patterns[0].size() {
-        Size::Gso => CHECKED / 10,
-        _ => CHECKED,
-    };
     let unseen = UNSEEN / patterns.len() as u64;
     let mut witness = Witness::new(tap, streams, 1)?;
     let mut last = Instant::now();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::WorkError;
 use super::cpu::Usage;
-use super::nic::{Nic, Receiveq, Transmitq};
+use super::nic::{Receiveq, Transmitq};
 use super::pattern::{EXCHANGES, Size};
 use super::sample::{Progress, Sample, Stopwatch};
 use super::wire::NAP;
@@ -165,12 +165,4 @@ fn drain(receiving: &mut [&mut Receiveq], sent: &[u64]) -> Result<(), WorkError>
         settled.map_err(WorkError::Void)?;
     }
     Ok(())
-}
-
-/// Has a guest send of each flow, so that a bridge knows where it is, and its tap which queue the flow is of.
-fn introduce(nic: &mut Nic) {
-    for (_, transmitq) in &mut nic.pairs {
-        transmitq.turn(transmitq.sent + 1);
-    }
-    thread::sleep(SILENCE);
 }
