@@ -155,9 +155,7 @@ impl Nic {
             pairs,
         })
     }
-}
 
-impl Nic {
     /// The pairs of whose streams a whole frame has come, by whichever pair: who has sent nothing gets frames by any.
     pub fn heard(&mut self) -> BTreeSet<usize> {
         let patterns: Vec<Pattern> = self
