@@ -45,7 +45,7 @@ impl Page {
         page.add(format_args!(
             "<dt>Command, of ringtap {}</dt><dd><code>{}</code></dd>",
             setting.version,
-            Escaped(&setting.command.join(" ")),
+            Escaped(&setting.command_line()),
         ));
         for origin in setting.programs.iter().chain(&setting.subjects) {
             let (name, text) = (Escaped(&origin.name), Escaped(&origin.origin));

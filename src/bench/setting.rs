@@ -51,6 +51,13 @@ impl Setting {
             programs: programs.iter().map(|it| version(it)).collect(),
         }
     }
+
+    /// The command as a shell takes it.
+    pub fn command_line(&self) -> String {
+        let words = self.command.iter().map(String::as_str);
+        // Only a NUL can't be quoted, which no word of a command has.
+        shlex::try_join(words).unwrap_or_else(|_| self.command.join(" "))
+    }
 }
 
 impl Machine {
@@ -84,5 +91,25 @@ fn version(program: &str) -> Origin {
     Origin {
         name: program.to_owned(),
         origin: line.unwrap_or_else(|| "of an unknown version".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_with_a_command_in_it_can_be_given_to_a_shell() {
+        let mut setting = Setting::of(Vec::new(), &[]);
+        let words = [
+            "echo",
+            "--vs-run",
+            "one=# a comment\nexec it \"iface=$SOCKET\"",
+        ];
+        setting.command = words.map(str::to_owned).to_vec();
+        let line = setting.command_line();
+        let said = Command::new("sh").args(["-c", &line]).output().unwrap();
+        let said = String::from_utf8(said.stdout).unwrap();
+        assert_eq!(said.trim_end(), words[1..].join(" "), "{line}");
     }
 }
