@@ -493,3 +493,28 @@ fn what_can_not_be_measured_is_said() {
     bench(&netns, "--size 20").failed(2, &["64 to 9014 bytes"]);
     bench(&netns, "--tap t0").failed(2, &["--socket"]);
 }
+
+/// Frames that are lost with it are not why; nor whether anybody has noticed its end.
+#[test]
+fn a_back_end_that_dies_under_load_is_told_as_such() {
+    let netns = Netns::new("bench");
+    netns.run("ip tuntap add dev tap-dies mode tap multi_queue vnet_hdr");
+    netns.run("ip link set tap-dies addrgenmode none up");
+    let ringtap = env!("CARGO_BIN_EXE_ringtap");
+    let back_end = format!("{ringtap} backend --tap tap-dies --socket-path $SOCKET");
+    for (work, line) in [
+        ("tx", format!("exec timeout -s KILL 1 {back_end}")),
+        (
+            "rx",
+            format!("{back_end} & sleep 1; kill -KILL $!; exec sleep 9"),
+        ),
+    ] {
+        let mut command = netns.command(ringtap);
+        command.args(["bench", "--samples", "1", "--seconds", "2", "--size", "64"]);
+        command.args(["--work", work, "--vs-run", &format!("dies={line}")]);
+        let said = said_by(PATIENCE, &mut command);
+        assert_eq!(said.code, Some(1), "{work}");
+        let why = "the back-end has ended meanwhile, process ";
+        assert!(said.out.contains(why), "{work}: {said:?}");
+    }
+}

@@ -107,6 +107,12 @@ impl Sub for Usage {
     }
 }
 
+/// Whether process `pid` runs: it is there, and not only for its parent to learn how it has ended.
+pub fn runs(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"));
+    status.is_ok_and(|it| !it.lines().any(|line| line.starts_with("State:\tZ")))
+}
+
 /// Nanoseconds for which the CPUs of the machine have been busy, all together, in steps of a clock tick.
 ///
 /// # Errors

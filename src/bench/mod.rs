@@ -69,6 +69,9 @@ pub enum WorkError {
     /// The kernel.
     #[error("the host's end of the wire")]
     Wire(#[from] io::Error),
+    /// A back-end that was killed, or has failed.
+    #[error("the back-end has ended meanwhile, process {0}")]
+    Ended(u32),
     /// A back-end of which only one guest's is known.
     #[error("another guest's back-end, on the same bridge, is to be named as well")]
     NoPeer,

@@ -257,9 +257,17 @@ fn drive(
         None => link::tap_of(nic.back_end)?,
     };
     link::until_running(&tap)?;
-    let mut sample = work::with_host(work, &mut nic, &tap, wish, span)?;
-    sample.memory = Some(cpu::memory_of(nic.back_end)?);
+    let pid = nic.back_end;
+    let sample = work::with_host(work, &mut nic, &tap, wish, span);
+    let mut sample = sample.map_err(|why| blame(&[pid], why))?;
+    sample.memory = Some(cpu::memory_of(pid)?);
     Ok(sample)
+}
+
+/// Why there is no sample, if it is not that one of the back-ends has ended.
+fn blame(pids: &[u32], why: WorkError) -> WorkError {
+    let ended = pids.iter().find(|pid| !cpu::runs(**pid));
+    ended.map_or(why, |pid| WorkError::Ended(*pid))
 }
 
 /// `join` brings the taps of these processes together, where they are not.
@@ -275,7 +283,8 @@ fn drive_between(
     let mut to = Nic::connect(to, owned(Party::PEER))?;
     let pids = BTreeSet::from([from.back_end, to.back_end]);
     join(&pids)?;
-    let mut sample = work::between(work, &mut from, &mut to, wish.size, span)?;
+    let sample = work::between(work, &mut from, &mut to, wish.size, span);
+    let mut sample = sample.map_err(|why| blame(&[from.back_end, to.back_end], why))?;
     let memory: u64 = pids
         .iter()
         .map(|pid| cpu::memory_of(*pid))
