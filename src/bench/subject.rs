@@ -257,17 +257,30 @@ fn drive(
         None => link::tap_of(nic.back_end)?,
     };
     link::until_running(&tap)?;
-    let pid = nic.back_end;
+    let pids = BTreeSet::from([nic.back_end]);
     let sample = work::with_host(work, &mut nic, &tap, wish, span);
-    let mut sample = sample.map_err(|why| blame(&[pid], why))?;
-    sample.memory = Some(cpu::memory_of(pid)?);
-    Ok(sample)
+    of_back_ends(&pids, 1, sample)
 }
 
-/// Why there is no sample, if it is not that one of the back-ends has ended.
-fn blame(pids: &[u32], why: WorkError) -> WorkError {
-    let ended = pids.iter().find(|pid| !cpu::runs(**pid));
-    ended.map_or(why, |pid| WorkError::Ended(*pid))
+/// A sample with the memory that one of these processes' `nics` takes. That a process has ended is why there is none, if it has,
+/// whatever came of that.
+fn of_back_ends(
+    pids: &BTreeSet<u32>,
+    nics: u64,
+    sample: Result<Sample, WorkError>,
+) -> Result<Sample, WorkError> {
+    let sample = sample.and_then(|sample| {
+        let of_each = pids.iter().map(|pid| cpu::memory_of(*pid));
+        let memory: u64 = of_each.sum::<Result<_, _>>()?;
+        Ok(Sample {
+            memory: Some(memory / nics),
+            ..sample
+        })
+    });
+    sample.map_err(|why| match pids.iter().find(|pid| !cpu::runs(**pid)) {
+        Some(pid) => WorkError::Ended(*pid),
+        None => why,
+    })
 }
 
 /// `join` brings the taps of these processes together, where they are not.
@@ -284,13 +297,7 @@ fn drive_between(
     let pids = BTreeSet::from([from.back_end, to.back_end]);
     join(&pids)?;
     let sample = work::between(work, &mut from, &mut to, wish.size, span);
-    let mut sample = sample.map_err(|why| blame(&[from.back_end, to.back_end], why))?;
-    let memory: u64 = pids
-        .iter()
-        .map(|pid| cpu::memory_of(*pid))
-        .sum::<Result<_, _>>()?;
-    sample.memory = Some(memory / 2); // of two NICs
-    Ok(sample)
+    of_back_ends(&pids, 2, sample)
 }
 
 /// A back-end that is there for a sample; it ends with this value, and so does all that it has started.

@@ -156,20 +156,21 @@ impl Nic {
         })
     }
 
-    /// The pairs of whose streams a whole frame has come, by whichever pair: who has sent nothing gets frames by any.
-    pub fn heard(&mut self) -> BTreeSet<usize> {
-        let patterns: Vec<Pattern> = self
-            .pairs
-            .iter()
-            .map(|(rx, _)| rx.pattern.clone())
-            .collect();
+    /// What it sends, by each pair.
+    pub fn sends(&self) -> Vec<Pattern> {
+        let pairs = self.pairs.iter();
+        pairs.map(|(_, tx)| tx.pattern.clone()).collect()
+    }
+
+    /// Of which of `patterns` a whole frame has come, by whichever pair: who has sent nothing gets frames by any.
+    pub fn heard(&mut self, patterns: &[Pattern]) -> BTreeSet<usize> {
         let mut heard = BTreeSet::new();
         for (receiveq, _) in &mut self.pairs {
             receiveq.frames(|_, frame| {
                 let is_whole = |pattern: &Pattern| {
                     frame.is_some_and(|it| matches!(pattern.check(it), Verdict::Whole(_)))
                 };
-                heard.extend((0..patterns.len()).filter(|pair| is_whole(&patterns[*pair])));
+                heard.extend((0..patterns.len()).filter(|it| is_whole(&patterns[*it])));
             });
         }
         heard

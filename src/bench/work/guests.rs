@@ -8,7 +8,7 @@ use super::churn::churn;
 use super::{LAST, Load, SILENCE, Work, drain, progress};
 use crate::bench::WorkError;
 use crate::bench::nic::{Nic, Receiveq, Transmitq};
-use crate::bench::pattern::Size;
+use crate::bench::pattern::{Pattern, Size};
 use crate::bench::sample::{Progress, Sample};
 use crate::bench::wire::NAP;
 
@@ -36,28 +36,28 @@ pub fn between(
 /// and its tap which queue each flow is of.
 fn introduce(guest: &mut Nic, to: &mut Nic) -> Result<(), WorkError> {
     let end = Instant::now() + LAST;
-    let flows = guest.pairs.len();
+    let flows = guest.sends();
     let mut heard = BTreeSet::new();
-    while heard.len() < flows {
+    while heard.len() < flows.len() {
         if Instant::now() > end {
-            let heard = heard.len();
+            let (flows, heard) = (flows.len(), heard.len());
             let why = format!("of {flows} flows from guest to guest {heard} arrive");
             return Err(WorkError::Void(why));
         }
         for (_, transmitq) in &mut guest.pairs {
             transmitq.turn(transmitq.sent + 1);
         }
-        heard.append(&mut heard_until_silence(to));
+        heard.append(&mut heard_until_silence(to, &flows));
     }
     Ok(())
 }
 
 /// See [`Nic::heard`]; nothing of that is under way any more.
-fn heard_until_silence(nic: &mut Nic) -> BTreeSet<usize> {
+fn heard_until_silence(nic: &mut Nic, flows: &[Pattern]) -> BTreeSet<usize> {
     let mut all = BTreeSet::new();
     let mut last = Instant::now();
     while last.elapsed() < SILENCE {
-        let mut heard = nic.heard();
+        let mut heard = nic.heard(flows);
         match heard.is_empty() {
             true => thread::sleep(NAP),
             false => last = Instant::now(),
